@@ -1,0 +1,302 @@
+// Package userlist fetches the lists of users that a policy names by address
+// (users_from_json): over https only, bounded in size and time, from public
+// addresses only, asked for conditionally, with the last good copy kept for when
+// the address cannot be reached.
+package userlist
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/netip"
+	"net/url"
+	"sync"
+	"time"
+
+	"gpuserver"
+	"gpuserver/internal/cirun"
+)
+
+// Bounds and defaults.
+const (
+	MaxSize        = 4 << 20 // bytes of a list
+	maxRedirects   = 3
+	maxLists       = 1000 // kept in memory
+	defaultTimeout = 10 * time.Second
+	defaultFresh   = time.Minute
+	defaultRetry   = 10 * time.Second
+	defaultMaxAge  = 7 * 24 * time.Hour
+)
+
+// List is what an address held.
+type List struct {
+	Users     []cirun.User
+	FetchedAt time.Time // when it was last known to be so
+	// Stale says why an older copy was given, as a sentence; "" is a fresh one.
+	Stale string
+}
+
+// Copy is a list as it was received; the last good one is kept across restarts.
+type Copy struct {
+	Body      []byte
+	ETag      string
+	FetchedAt time.Time
+}
+
+// Keeper keeps the last good copy of each list. An address that it does not
+// have is KindNotFound.
+type Keeper interface {
+	LoadUserList(ctx context.Context, address string) (Copy, error)
+	SaveUserList(ctx context.Context, address string, c Copy) error
+}
+
+// Options are the settings of a Fetcher; zero values stand for the defaults.
+type Options struct {
+	Keeper  Keeper                    // nil: copies are kept in memory only
+	Timeout time.Duration             // of one fetch, redirects included; 10 s
+	Fresh   time.Duration             // how long a list is used without asking; 1 min
+	Retry   time.Duration             // how long after a failure the address is left alone; 10 s
+	MaxAge  time.Duration             // how old a last good copy may be; 7 days
+	Allow   func(netip.AddrPort) bool // which addresses may be connected to; public ones, port 443 or above 1023
+	TLS     *tls.Config               // such as the certificate authorities to trust
+	Now     func() time.Time
+	Log     *slog.Logger
+}
+
+// Fetcher fetches lists. Its methods may be called concurrently; one address is
+// fetched once at a time.
+type Fetcher struct {
+	o      Options
+	client *http.Client
+
+	mu    sync.Mutex
+	lists map[string]*entry
+}
+
+// entry is one address; its channel is the lock for fetching, so that waiting
+// for it obeys the context.
+type entry struct {
+	lock    chan struct{}
+	loaded  bool // the keeper was asked
+	copy    Copy
+	users   []cirun.User // of copy
+	good    bool         // copy holds a list
+	triedAt time.Time
+	problem error // of the last try; nil is success
+}
+
+// New makes a Fetcher.
+func New(o Options) *Fetcher {
+	if o.Timeout <= 0 {
+		o.Timeout = defaultTimeout
+	}
+	if o.Fresh <= 0 {
+		o.Fresh = defaultFresh
+	}
+	if o.Retry <= 0 {
+		o.Retry = defaultRetry
+	}
+	if o.MaxAge <= 0 {
+		o.MaxAge = defaultMaxAge
+	}
+	if o.Allow == nil {
+		o.Allow = allowPublic
+	}
+	if o.Now == nil {
+		o.Now = time.Now
+	}
+	if o.Log == nil {
+		o.Log = slog.Default()
+	}
+	dialer := &net.Dialer{Timeout: o.Timeout, Control: control(o.Allow)}
+	return &Fetcher{o: o, lists: map[string]*entry{}, client: &http.Client{
+		Timeout:       o.Timeout,
+		CheckRedirect: checkRedirect,
+		Transport: &http.Transport{
+			// No proxy: it would connect in our place, to addresses that we did
+			// not judge.
+			Proxy: nil, DialContext: dialer.DialContext, TLSClientConfig: o.TLS, ForceAttemptHTTP2: true,
+			TLSHandshakeTimeout: o.Timeout, ResponseHeaderTimeout: o.Timeout,
+			MaxResponseHeaderBytes: 64 << 10, MaxIdleConns: 10, IdleConnTimeout: 30 * time.Second,
+		},
+	}}
+}
+
+// Close ends idle connections.
+func (f *Fetcher) Close() { f.client.CloseIdleConnections() }
+
+func allowPublic(ap netip.AddrPort) bool {
+	return Public(ap.Addr()) && (ap.Port() == 443 || ap.Port() > 1023)
+}
+
+func checkRedirect(req *http.Request, via []*http.Request) error {
+	if len(via) > maxRedirects {
+		return fmt.Errorf("it is redirected more than %d times", maxRedirects)
+	}
+	return checkURL(req.URL)
+}
+
+func checkURL(u *url.URL) error {
+	if u.Scheme != "https" || u.Hostname() == "" {
+		return fmt.Errorf("%s is not an https address", u.Redacted())
+	}
+	return nil
+}
+
+// Get gives the list at an address: the one in memory if it is fresh, else what
+// the address holds now, else the last good copy with Stale set. The error is
+// KindInvalid for an address that can never be fetched, else KindUnavailable.
+func (f *Fetcher) Get(ctx context.Context, address string) (List, error) {
+	u, err := url.Parse(address)
+	if err == nil {
+		err = checkURL(u)
+	}
+	if err != nil {
+		return List{}, &gpuserver.Error{Kind: gpuserver.KindInvalid, Public: "the list of users cannot be fetched: its address has to be https", Err: err}
+	}
+	e, err := f.entry(address)
+	if err != nil {
+		return List{}, err
+	}
+	select {
+	case e.lock <- struct{}{}:
+		defer func() { <-e.lock }()
+	case <-ctx.Done():
+		return List{}, gpuserver.Wrap(gpuserver.KindUnavailable, "fetch users "+address, ctx.Err())
+	}
+	f.load(ctx, address, e)
+	now := f.o.Now()
+	if e.due(now, f.o) {
+		err := f.refresh(ctx, address, e)
+		if ctx.Err() != nil && err != nil {
+			// The caller gave up; that says nothing of the address.
+			return List{}, gpuserver.Wrap(gpuserver.KindUnavailable, "fetch users "+address, ctx.Err())
+		}
+		e.triedAt, e.problem = now, err
+		if err != nil {
+			f.o.Log.Warn("a list of users cannot be fetched", "address", address, "err", err, "last_good", e.copy.FetchedAt)
+		}
+	}
+	return e.answer(address, f.o.Now(), f.o.MaxAge)
+}
+
+func (f *Fetcher) entry(address string) (*entry, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	e, ok := f.lists[address]
+	if !ok {
+		if len(f.lists) >= maxLists {
+			return nil, gpuserver.Errorf(gpuserver.KindUnavailable, "more than %d lists of users are named; %s is not fetched", maxLists, address)
+		}
+		e = &entry{lock: make(chan struct{}, 1)}
+		f.lists[address] = e
+	}
+	return e, nil
+}
+
+// due reports whether the address is to be asked now.
+func (e *entry) due(now time.Time, o Options) bool {
+	if e.problem != nil {
+		return now.Sub(e.triedAt) >= o.Retry
+	}
+	return !e.good || now.Sub(e.copy.FetchedAt) >= o.Fresh
+}
+
+func (e *entry) answer(address string, now time.Time, maxAge time.Duration) (List, error) {
+	if e.problem == nil && e.good {
+		return List{Users: e.users, FetchedAt: e.copy.FetchedAt}, nil
+	}
+	why := "it was not fetched"
+	if e.problem != nil {
+		why = e.problem.Error()
+	}
+	if e.good && now.Sub(e.copy.FetchedAt) <= maxAge {
+		return List{Users: e.users, FetchedAt: e.copy.FetchedAt, Stale: fmt.Sprintf("the list %s cannot be read now; its copy of %s was used",
+			address, e.copy.FetchedAt.UTC().Format(time.RFC3339))}, nil
+	}
+	return List{}, &gpuserver.Error{
+		Kind: gpuserver.KindUnavailable, Op: "fetch users", Err: e.problem,
+		Public: fmt.Sprintf("the list of users %s cannot be read: %s", address, why),
+	}
+}
+
+// load takes the keeper's copy, once.
+func (f *Fetcher) load(ctx context.Context, address string, e *entry) {
+	if e.loaded || f.o.Keeper == nil {
+		return
+	}
+	c, err := f.o.Keeper.LoadUserList(ctx, address)
+	if err != nil {
+		if gpuserver.KindOf(err) == gpuserver.KindNotFound {
+			e.loaded = true
+		} else {
+			f.o.Log.Warn("the kept list of users cannot be loaded", "address", address, "err", err)
+		}
+		return
+	}
+	e.loaded = true
+	users, err := Parse(c.Body)
+	if err != nil {
+		f.o.Log.Warn("the kept list of users cannot be read", "address", address, "err", err)
+		return
+	}
+	e.copy, e.users, e.good = c, users, true
+}
+
+// refresh asks the address, conditionally if there is a copy. Its error texts
+// are shown to people.
+func (f *Fetcher) refresh(ctx context.Context, address string, e *entry) error {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, address, nil)
+	if err != nil {
+		return err
+	}
+	req.Header.Set("Accept", "application/json, text/plain;q=0.9")
+	req.Header.Set("User-Agent", "gpuserver")
+	if e.good && e.copy.ETag != "" {
+		req.Header.Set("If-None-Match", e.copy.ETag)
+	}
+	resp, err := f.client.Do(req)
+	if err != nil {
+		return plain(err)
+	}
+	defer resp.Body.Close()
+	c := Copy{ETag: resp.Header.Get("ETag"), FetchedAt: f.o.Now()}
+	switch {
+	case resp.StatusCode == http.StatusNotModified && e.good:
+		c.Body, c.ETag = e.copy.Body, e.copy.ETag
+		e.copy = c
+		return nil
+	case resp.StatusCode != http.StatusOK:
+		return fmt.Errorf("it answers %s", resp.Status)
+	}
+	if c.Body, err = io.ReadAll(io.LimitReader(resp.Body, MaxSize+1)); err != nil {
+		return plain(err)
+	}
+	users, err := Parse(c.Body)
+	if err != nil {
+		return err
+	}
+	e.copy, e.users, e.good = c, users, true
+	if f.o.Keeper != nil {
+		if err := f.o.Keeper.SaveUserList(ctx, address, c); err != nil {
+			f.o.Log.Warn("the list of users cannot be kept", "address", address, "err", err)
+		}
+	}
+	return nil
+}
+
+// plain takes the address out of an http error: it is told already.
+func plain(err error) error {
+	if ue, ok := errors.AsType[*url.Error](err); ok {
+		if ue.Timeout() {
+			return errors.New("it does not answer in time")
+		}
+		return ue.Err
+	}
+	return err
+}
