@@ -1,0 +1,87 @@
+package config
+
+import (
+	"cmp"
+	"net"
+	"slices"
+	"strconv"
+
+	"gpuserver"
+)
+
+// FlavorFor gives our flavor that a runner entry's instance_type means.
+func (c *Config) FlavorFor(instanceType string) (string, bool) {
+	for i := range c.Flavors {
+		if f := &c.Flavors[i]; f.Name == instanceType || slices.Contains(f.Aliases, instanceType) {
+			return f.Name, true
+		}
+	}
+	return "", false
+}
+
+// ImageFor gives our image that a runner entry's machine_image means.
+func (c *Config) ImageFor(machineImage string) (string, bool) {
+	for i := range c.Images {
+		if m := &c.Images[i]; m.Name == machineImage || slices.Contains(m.Aliases, machineImage) {
+			return m.Name, true
+		}
+	}
+	return "", false
+}
+
+// HasImage reports whether an image has a source on a cloud, both by our names.
+func (c *Config) HasImage(image, cloud string) bool {
+	for i := range c.Clouds {
+		if c.Clouds[i].Name != cloud {
+			continue
+		}
+		for j := range c.Images {
+			if m := &c.Images[j]; m.Name == image {
+				return slices.Contains(m.types(), c.Clouds[i].Type)
+			}
+		}
+	}
+	return false
+}
+
+// FlavorMap gives the flavors by name, each with its time limit.
+func (c *Config) FlavorMap() map[string]gpuserver.Flavor {
+	flavors := make(map[string]gpuserver.Flavor, len(c.Flavors))
+	for _, f := range c.Flavors {
+		flavors[f.Name] = gpuserver.Flavor{
+			Name: f.Name, VCPUs: f.VCPUs, MemoryMiB: f.Memory.MiB(), DiskGiB: f.Disk.GiB(),
+			TimeLimit: cmp.Or(f.TimeLimit, c.Jobs.TimeLimit),
+		}
+	}
+	return flavors
+}
+
+// ImageMap gives the images by name.
+func (c *Config) ImageMap() map[string]gpuserver.Image {
+	images := make(map[string]gpuserver.Image, len(c.Images))
+	for _, m := range c.Images {
+		images[m.Name] = gpuserver.Image{Name: m.Name, Aliases: slices.Clone(m.Aliases)}
+	}
+	return images
+}
+
+// AgentURL is the URL under which guests reach the agent listener.
+func (c *Config) AgentURL() string {
+	if c.Server.AgentURL != "" {
+		return string(c.Server.AgentURL)
+	}
+	return "http://" + string(c.Server.Listen.Agent)
+}
+
+// AgentPort is the port of the agent listener, 0 if there is none.
+func (c *Config) AgentPort() int {
+	_, port, err := net.SplitHostPort(string(c.Server.Listen.Agent))
+	if err != nil {
+		return 0
+	}
+	n, err := strconv.Atoi(port)
+	if err != nil {
+		return 0
+	}
+	return n
+}
