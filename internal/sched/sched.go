@@ -1,0 +1,235 @@
+// Package sched decides which waiting job gets a VM next, and where, and says
+// why each of the others waits.
+//
+// Plan is a pure function of a snapshot and the time. Its rules:
+//
+//   - The oldest job goes first: by the time it was queued, then by number.
+//   - A job takes the first of its entries that has room. An entry whose cloud
+//     is down, whose image is held or which fits on no host is passed over, with
+//     the reason remembered.
+//   - Of the hosts with room it takes the one that it fills best, so that large
+//     jobs find large hosts free.
+//   - A job that does not fit does not hold up the smaller ones behind it
+//     (backfill), for as long as it has waited less than Snapshot.Patience.
+//     From then on room is kept for it: on the host of its first possible
+//     entry's cloud that lacks the least, no younger job gets anything of what
+//     is short. One job at a time has room kept on a cloud: the oldest one.
+//
+// So no job waits for ever: where room is kept no younger job starts, and those
+// that run there end. The host is chosen anew for each plan, but while a job
+// waits the choice changes only to one that lacks less, which it does at most
+// as often as there are amounts to lack.
+package sched
+
+import (
+	"cmp"
+	"slices"
+	"time"
+
+	"gpuserver"
+)
+
+// DefaultPatience is how long smaller jobs may overtake a job that does not
+// fit.
+const DefaultPatience = 5 * time.Minute
+
+// Snapshot is all that a plan depends on, beside the time.
+type Snapshot struct {
+	// Waiting are the jobs in state queued, in any order. Their QueuedAt (or
+	// CreatedAt), Entries and NextTryAt count.
+	Waiting []gpuserver.Job
+	// Hosts are the hosts of all clouds with their room in total. A cloud that
+	// has not told its hosts yet belongs in CloudDown.
+	Hosts []gpuserver.Host
+	// Used is what leases take of the hosts. Uses of one host add up; those of
+	// a host that is not among Hosts are ignored.
+	Used []Use
+	// Flavors are the sizes that entries name.
+	Flavors map[string]gpuserver.Flavor
+	// HeldImages are the images that no VM is made of now, and why.
+	HeldImages map[string]gpuserver.Reason
+	// CloudDown are the clouds on which no VM is made now, and why.
+	CloudDown map[string]gpuserver.Reason
+	// Starts is how many more VMs may be started on a cloud in this plan; a
+	// cloud that is not named has no limit.
+	Starts map[string]int
+	// Patience is how old a job is when room begins to be kept for it; 0 is
+	// DefaultPatience.
+	Patience time.Duration
+}
+
+// Use is what leases take of one host.
+type Use struct {
+	Cloud, Host string
+	VCPUs       int
+	MemoryMiB   int64
+	DiskGiB     int64
+	VMs         int
+}
+
+// Sum gives the uses of the leases that are not released, one for each host.
+func Sum(leases []gpuserver.Lease) []Use {
+	type key struct{ cloud, host string }
+	at := map[key]int{}
+	var uses []Use
+	for _, l := range leases {
+		if !l.ReleasedAt.IsZero() {
+			continue
+		}
+		k := key{l.Cloud, l.Host}
+		i, ok := at[k]
+		if !ok {
+			i = len(uses)
+			at[k], uses = i, append(uses, Use{Cloud: l.Cloud, Host: l.Host})
+		}
+		u := &uses[i]
+		u.VCPUs, u.MemoryMiB, u.DiskGiB, u.VMs = u.VCPUs+l.VCPUs, u.MemoryMiB+l.MemoryMiB, u.DiskGiB+l.DiskGiB, u.VMs+1
+	}
+	return uses
+}
+
+// Decision is what becomes of one waiting job.
+type Decision struct {
+	Job gpuserver.JobID
+	// Place is where a VM is to be made for it; nil: it waits.
+	Place *Place
+	// Reason says why it waits, with what is missing; zero if it does not.
+	Reason gpuserver.Reason
+	// RetryAt is when to plan again for its sake; zero: when something changes
+	// (a lease ends, a cloud comes back).
+	RetryAt time.Time
+	// Ahead is how many older jobs wait for room on the cloud that it waits for.
+	Ahead int
+	// Passed are the entries that were passed over, in order: all of a job that
+	// waits for room, those before Place.Entry of one that does not wait.
+	Passed []Passed
+}
+
+// Place is where a VM is to be made.
+type Place struct {
+	Entry  int // index in the job's Entries
+	Cloud  string
+	Host   string
+	Flavor gpuserver.Flavor // what the lease takes
+}
+
+// Passed is an entry that was passed over.
+type Passed struct {
+	Entry  int // index in the job's Entries
+	Reason gpuserver.Reason
+}
+
+// Plan gives one decision for each waiting job, in the order of the queue. It
+// changes nothing of s. What it places never exceeds a host's room together
+// with what is used, and a job's decision depends on no younger job.
+func Plan(s Snapshot, now time.Time) []Decision {
+	p := planner{s: s, now: now, patience: cmp.Or(s.Patience, DefaultPatience), clouds: clouds(s)}
+	decisions := make([]Decision, 0, len(s.Waiting))
+	for _, j := range order(s.Waiting) {
+		decisions = append(decisions, p.decide(j))
+	}
+	return decisions
+}
+
+// order sorts jobs as they go: oldest first. Shares of owners belong here, as
+// what is compared before the age.
+func order(waiting []gpuserver.Job) []*gpuserver.Job {
+	jobs := make([]*gpuserver.Job, len(waiting))
+	for i := range waiting {
+		jobs[i] = &waiting[i]
+	}
+	slices.SortStableFunc(jobs, func(a, b *gpuserver.Job) int {
+		return cmp.Or(queuedAt(a).Compare(queuedAt(b)), cmp.Compare(a.ID, b.ID))
+	})
+	return jobs
+}
+
+func queuedAt(j *gpuserver.Job) time.Time {
+	if j.QueuedAt.IsZero() {
+		return j.CreatedAt
+	}
+	return j.QueuedAt
+}
+
+// planner is a plan being made.
+type planner struct {
+	s        Snapshot
+	now      time.Time
+	patience time.Duration
+	clouds   map[string]*place
+}
+
+// option is an entry that a job may take, if there is room.
+type option struct {
+	cloud *place
+	need  amount
+}
+
+func (p *planner) decide(j *gpuserver.Job) Decision {
+	d := Decision{Job: j.ID}
+	if j.NextTryAt.After(p.now) {
+		d.Reason, d.RetryAt = retry(j), j.NextTryAt
+		return d
+	}
+	var options []option
+	for i, e := range j.Entries {
+		flavor, o, closed := p.open(e)
+		if closed != nil {
+			d.Passed = append(d.Passed, Passed{i, *closed})
+			continue
+		}
+		if h := o.cloud.take(o.need); h != nil {
+			d.Place = &Place{Entry: i, Cloud: o.cloud.name, Host: h.name, Flavor: flavor}
+			return d
+		}
+		if len(options) == 0 {
+			d.Ahead = o.cloud.queue
+		}
+		d.Passed = append(d.Passed, Passed{i, p.noRoom(o)})
+		options = append(options, o)
+	}
+	p.enqueue(j, options)
+	d.Reason = why(d.Passed)
+	return d
+}
+
+// open gives what an entry needs and where, or the reason why no job can take
+// it now, whatever the room. Caps of owners belong here.
+func (p *planner) open(e gpuserver.Entry) (gpuserver.Flavor, option, *gpuserver.Reason) {
+	flavor, known := p.s.Flavors[e.Flavor]
+	if !known {
+		return flavor, option{}, unknownFlavor(e)
+	}
+	if down, ok := p.s.CloudDown[e.Cloud]; ok {
+		return flavor, option{}, cloudDown(e, down)
+	}
+	c := p.clouds[e.Cloud]
+	if c == nil {
+		return flavor, option{}, unknownCloud(e)
+	}
+	need := needs(flavor)
+	if !c.couldHold(need) {
+		return flavor, option{}, tooLarge(c, flavor, need)
+	}
+	if held, ok := p.s.HeldImages[e.Image]; ok {
+		return flavor, option{}, imageHeld(e, held)
+	}
+	return flavor, option{c, need}, nil
+}
+
+// enqueue counts a job that waits for room, and keeps room for it if it is old
+// enough and nobody before it has room kept on that cloud.
+func (p *planner) enqueue(j *gpuserver.Job, options []option) {
+	for i, o := range options {
+		again := slices.ContainsFunc(options[:i], func(b option) bool { return b.cloud == o.cloud })
+		if !again {
+			o.cloud.queue++
+		}
+	}
+	if len(options) == 0 || p.now.Sub(queuedAt(j)) < p.patience {
+		return
+	}
+	if o := options[0]; o.cloud.head == nil {
+		o.cloud.keep(j, o.need)
+	}
+}
