@@ -1,0 +1,135 @@
+package guest
+
+import (
+	"encoding/json"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"go.yaml.in/yaml/v4"
+
+	"gpuserver"
+)
+
+func samplePayload() Payload {
+	return Payload{
+		Protocol: Protocol, VM: "gs-k3-12", Server: "http://192.168.77.1:8441", Token: "secret", JITConfig: "eyJhIjoiYiJ9",
+		Repo: "octo-org/hello", RunID: 12, RunAttempt: 2, Env: map[string]string{"A": "b <c> & \"d\""},
+		SetupInfo: []gpuserver.SetupInfo{{Group: "g", Detail: "d\ne"}}, MTU: 1450, ReserveMiB: 300, Grace: time.Minute, BeatEvery: time.Second,
+	}
+}
+
+func TestUserDataRoundTrip(t *testing.T) {
+	want := samplePayload()
+	b, err := UserData(want)
+	if err != nil {
+		t.Fatal(err)
+	}
+	got, err := ParseUserData(b)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("(-want +got):\n%s", diff)
+	}
+}
+
+// TestUserDataIsCloudConfig reads it as cloud-init does, as YAML.
+func TestUserDataIsCloudConfig(t *testing.T) {
+	b, err := UserData(samplePayload())
+	if err != nil {
+		t.Fatal(err)
+	}
+	var config struct {
+		WriteFiles []struct{ Path, Content, Permissions string } `yaml:"write_files"`
+		RunCmd     [][]string                                    `yaml:"runcmd"`
+	}
+	if err := yaml.Unmarshal(b, &config); err != nil {
+		t.Fatal(err)
+	}
+	if len(config.WriteFiles) != 1 || config.WriteFiles[0].Permissions != "0600" ||
+		config.WriteFiles[0].Content != "ACTIONS_RUNNER_INPUT_JITCONFIG='eyJhIjoiYiJ9'\n" {
+		t.Errorf("write_files is %+v", config.WriteFiles)
+	}
+	for _, c := range config.RunCmd {
+		if strings.Contains(strings.Join(c, " "), "eyJhIjoiYiJ9") {
+			t.Error("the JIT configuration is on a command line")
+		}
+	}
+	p := samplePayload()
+	p.JITConfig, p.Command = "", &gpuserver.Command{Args: []string{"true"}}
+	if b, err = UserData(p); err != nil || strings.Contains(string(b), "runcmd") {
+		t.Errorf("a command's user data starts a runner (%v): %s", err, b)
+	}
+}
+
+func TestUserDataRefuses(t *testing.T) {
+	for name, spoil := range map[string]func(*Payload){
+		"no VM":          func(p *Payload) { p.VM = "" },
+		"VM with a dot":  func(p *Payload) { p.VM = "a.b" },
+		"no server":      func(p *Payload) { p.Server = "192.168.77.1:8441" },
+		"ftp":            func(p *Payload) { p.Server = "ftp://x" },
+		"no token":       func(p *Payload) { p.Token = "" },
+		"nothing to run": func(p *Payload) { p.JITConfig = "" },
+		"both":           func(p *Payload) { p.Command = &gpuserver.Command{Args: []string{"x"}} },
+		"no program":     func(p *Payload) { p.JITConfig, p.Command = "", &gpuserver.Command{} },
+		"JIT with quote": func(p *Payload) { p.JITConfig = "a'; reboot; '" },
+		"MTU":            func(p *Payload) { p.MTU = 100 },
+		"grace":          func(p *Payload) { p.Grace = -1 },
+		"env name":       func(p *Payload) { p.Env = map[string]string{"A B": "c"} },
+		"env digit":      func(p *Payload) { p.Env = map[string]string{"1A": "c"} },
+		"env zero":       func(p *Payload) { p.Env = map[string]string{"A": "a\x00b"} },
+		"too long":       func(p *Payload) { p.Env = map[string]string{"A": strings.Repeat("x", MaxUserData)} },
+	} {
+		t.Run(name, func(t *testing.T) {
+			p := samplePayload()
+			spoil(&p)
+			if _, err := UserData(p); gpuserver.KindOf(err) != gpuserver.KindInvalid {
+				t.Errorf("the error is %v, expected an invalid payload", err)
+			}
+		})
+	}
+}
+
+func TestParseUserDataOfOthers(t *testing.T) {
+	newer := "#cloud-config\n" + `{"gpuserver": {"protocol": 9, "vm": "a", "server": "http://h", "token": "t", "jit_config": "aa", "later": 1}, "more": []}`
+	if _, err := ParseUserData([]byte(newer)); err != nil {
+		t.Errorf("a newer server's data: %v", err)
+	}
+	for _, bad := range []string{"", "#cloud-config", "#cloud-config\n", "#cloud-configuration\n{}", "#cloud-config\npackages: [x]", "#cloud-config\n{}", "#!/bin/sh\n"} {
+		if _, err := ParseUserData([]byte(bad)); gpuserver.KindOf(err) != gpuserver.KindInvalid || gpuserver.PublicText(err) == "" {
+			t.Errorf("%q: %v, expected an invalid one", bad, err)
+		}
+	}
+}
+
+func FuzzParseUserData(f *testing.F) {
+	good, err := UserData(samplePayload())
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Add(good)
+	f.Add([]byte("#cloud-config\n{\"gpuserver\":{}}"))
+	f.Add([]byte("#cloud-config\r\n{\"gpuserver\":null}"))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		p, err := ParseUserData(b)
+		if err != nil {
+			return
+		}
+		if err := p.check(); err != nil {
+			t.Errorf("a payload that cannot be used was read: %v", err)
+		}
+		again, err := json.Marshal(p)
+		if err != nil {
+			t.Fatal(err)
+		}
+		q, err := ParseUserData([]byte("#cloud-config\n{\"gpuserver\":" + string(again) + "}"))
+		if err != nil && len(again) < MaxUserData/2 {
+			t.Fatalf("%s: %v", again, err)
+		}
+		if diff := cmp.Diff(p, q); err == nil && diff != "" {
+			t.Error(diff)
+		}
+	})
+}
