@@ -1,0 +1,94 @@
+package fake
+
+import (
+	"gpuserver"
+	"gpuserver/internal/cloud"
+)
+
+// host is a host with what is used of it; guarded by Cloud.mu.
+type host struct {
+	name  string
+	total gpuserver.Host
+	used  use
+}
+
+type use struct {
+	vcpus, vms       int
+	memoryMiB, diskG int64
+}
+
+func (u *use) add(f gpuserver.Flavor) {
+	u.vms, u.vcpus = u.vms+1, u.vcpus+f.VCPUs
+	u.memoryMiB, u.diskG = u.memoryMiB+f.MemoryMiB, u.diskG+f.DiskGiB
+}
+
+func (u *use) sub(f gpuserver.Flavor) {
+	u.vms, u.vcpus = u.vms-1, u.vcpus-f.VCPUs
+	u.memoryMiB, u.diskG = u.memoryMiB-f.MemoryMiB, u.diskG-f.DiskGiB
+}
+
+// SetHosts changes the hosts' room, also to less than is used. Hosts that are
+// not named keep their VMs and have no more room.
+func (c *Cloud) SetHosts(hosts []gpuserver.Host) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	known := map[string]*host{}
+	for _, h := range c.hosts {
+		h.total = gpuserver.Host{Cloud: c.cfg.Name, Name: h.name}
+		known[h.name] = h
+	}
+	for _, total := range hosts {
+		h := known[total.Name]
+		if h == nil {
+			h = &host{name: total.Name}
+			known[h.name] = h
+			c.hosts = append(c.hosts, h)
+		}
+		total.Cloud = c.cfg.Name
+		h.total = total
+	}
+}
+
+// capacity gives each host's room: what was configured, but never less than
+// what VMs use.
+func (c *Cloud) capacity() []gpuserver.Host {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	hosts := make([]gpuserver.Host, len(c.hosts))
+	for i, h := range c.hosts {
+		t := h.total
+		t.VCPUs = max(t.VCPUs, h.used.vcpus)
+		t.MemoryMiB = max(t.MemoryMiB, h.used.memoryMiB)
+		t.DiskGiB = max(t.DiskGiB, h.used.diskG)
+		if t.MaxVMs > 0 {
+			t.MaxVMs = max(t.MaxVMs, h.used.vms)
+		}
+		hosts[i] = t
+	}
+	return hosts
+}
+
+// hostFor gives the host that the spec names, or the first one with room if it
+// names none. The caller holds mu.
+func (c *Cloud) hostFor(spec cloud.Spec) (*host, error) {
+	named := spec.Host == ""
+	for _, h := range c.hosts {
+		if spec.Host != "" && spec.Host != h.name {
+			continue
+		}
+		if named = true; h.fits(spec.Flavor) {
+			return h, nil
+		}
+	}
+	if !named {
+		return nil, gpuserver.Errorf(gpuserver.KindInvalid, "cloud %s has no host named %q", c.cfg.Name, spec.Host)
+	}
+	return nil, gpuserver.Errorf(gpuserver.KindCapacity, "cloud %s has no room for VM %s of flavor %s", c.cfg.Name, spec.Name, spec.Flavor.Name)
+}
+
+func (h *host) fits(f gpuserver.Flavor) bool {
+	return h.used.vcpus+f.VCPUs <= h.total.VCPUs &&
+		h.used.memoryMiB+f.MemoryMiB <= h.total.MemoryMiB &&
+		h.used.diskG+f.DiskGiB <= h.total.DiskGiB &&
+		(h.total.MaxVMs == 0 || h.used.vms < h.total.MaxVMs)
+}
