@@ -1,0 +1,292 @@
+package fleet
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"time"
+
+	"gpuserver"
+	"gpuserver/internal/cloud"
+	"gpuserver/internal/crashpoint"
+	"gpuserver/internal/sched"
+	"gpuserver/internal/store"
+)
+
+// planAtMost is how many waiting jobs one plan looks at; the rest wait behind
+// them anyway.
+const planAtMost = 2000
+
+type avoidKey struct {
+	job                  gpuserver.JobID
+	cloud, flavor, image string
+}
+
+// avoided is an entry that a job passes over for a while.
+type avoided struct {
+	until time.Time
+	why   string
+}
+
+// avoidFor is how long an entry that the cloud refused is passed over.
+const avoidFor = 30 * time.Second
+
+func (f *Fleet) avoidEntry(v gpuserver.VM, why string) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for k, a := range f.avoid {
+		if time.Now().After(a.until) {
+			delete(f.avoid, k)
+		}
+	}
+	f.avoid[avoidKey{v.MadeFor, v.Cloud, v.Flavor, v.Image}] = avoided{time.Now().Add(avoidFor), why}
+}
+
+// StopPlanning makes no more VMs; what is under way goes on.
+func (f *Fleet) StopPlanning() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.draining = true
+}
+
+// planLoop plans whenever a commit made work, and when a job's time comes. Room
+// that came free is given away at once. Jobs that come while a long queue waits
+// are planned together after a pause: each plan reads the queue, and thousands
+// of jobs that arrive at a full cloud would have it read for each one.
+func (f *Fleet) planLoop(ctx context.Context) {
+	f.wakePlanner()
+	timer := time.NewTimer(time.Hour)
+	defer timer.Stop()
+	var pause <-chan time.Time
+	for {
+		jobs := f.jobs
+		if pause != nil {
+			jobs = nil
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-pause:
+			pause = nil
+			continue
+		case <-f.replan:
+		case <-jobs:
+		case <-timer.C:
+		}
+		start := time.Now()
+		next, err := f.plan(ctx)
+		pause = nil
+		if took := time.Since(start); took > longPlan {
+			pause = time.After(min(planShare*took, longestPause))
+		}
+		if err != nil && ctx.Err() == nil {
+			f.Log.Error("plan failed", "err", err)
+			next = time.Now().Add(time.Second)
+		}
+		timer.Reset(max(10*time.Millisecond, time.Until(next)))
+	}
+}
+
+const (
+	longPlan     = 5 * time.Millisecond   // what takes longer is followed by a pause
+	planShare    = 8                      // the pause, in times of the plan
+	longestPause = 400 * time.Millisecond // of any plan
+)
+
+// planAtOnce is how many decisions share a transaction: all other writers wait
+// for it, deliveries too.
+const planAtOnce = 64
+
+// plan reads a snapshot, decides, and commits: for each job that goes its VM,
+// the lease and the names together, planAtOnce jobs in a transaction. It gives
+// the time at which to plan again if nothing wakes it before.
+func (f *Fleet) plan(ctx context.Context) (next time.Time, err error) {
+	next = time.Now().Add(time.Minute)
+	f.mu.Lock()
+	stopped := f.draining
+	f.mu.Unlock()
+	if stopped {
+		return next, nil
+	}
+	s, original, err := f.snapshot(ctx)
+	if err != nil || len(s.Waiting) == 0 {
+		return next, err
+	}
+	now := time.Now().UTC()
+	decisions := sched.Plan(s, now)
+	crashpoint.At("plan.before")
+	for _, d := range decisions {
+		if !d.RetryAt.IsZero() && d.RetryAt.Before(next) {
+			next = d.RetryAt
+		}
+	}
+	for some := range slices.Chunk(decisions, planAtOnce) {
+		err = f.DB.Update(ctx, func(tx *store.Tx) error {
+			for _, d := range some {
+				if err := f.carryOut(tx, d, original[d.Job]); err != nil {
+					return err
+				}
+			}
+			return nil
+		})
+		crashpoint.At("plan.commit")
+		if err != nil {
+			break
+		}
+	}
+	return next, err
+}
+
+// rewriteReason is how old a job's reason gets before changed numbers in it are
+// written: in a burst every plan changes them for every job that waits.
+const rewriteReason = 10 * time.Second
+
+// carryOut commits one decision. The job is read again: it may have changed
+// since the snapshot.
+func (f *Fleet) carryOut(tx *store.Tx, d sched.Decision, planned gpuserver.Job) error {
+	if d.Place == nil && (d.Reason == planned.Reason || d.Reason.Class == planned.Reason.Class && tx.Now.Sub(planned.UpdatedAt) < rewriteReason) {
+		return nil
+	}
+	j, err := tx.Job(d.Job)
+	if err != nil || j.State != gpuserver.JobQueued {
+		return err
+	}
+	if d.Place == nil {
+		j.Reason = d.Reason
+		return tx.SaveJob(&j)
+	}
+	entry := planned.Entries[d.Place.Entry]
+	v := gpuserver.VM{
+		Forge: j.Forge, Cloud: d.Place.Cloud, Host: d.Place.Host, Flavor: entry.Flavor, Image: entry.Image,
+		MadeFor: j.ID, Resource: j.Resource, Entry: entry,
+	}
+	if fg, ok := f.Forges[j.Forge]; ok {
+		v.Runner = gpuserver.Runner{Attempt: 1, State: gpuserver.RunnerNamed, Labels: j.Labels, Scope: f.scope(fg, j).Owner()}
+	}
+	token := newToken()
+	v.TokenHash = tokenHash(token)
+	name := func(id gpuserver.VMID) string {
+		if v.Runner.Attempt > 0 {
+			v.Runner.Name = runnerName(f.vmName(id), v.Runner.Attempt)
+		}
+		return f.vmName(id)
+	}
+	fl := d.Place.Flavor
+	if err := tx.InsertVM(&v, name, gpuserver.Lease{Cloud: v.Cloud, Host: v.Host, VCPUs: fl.VCPUs, MemoryMiB: fl.MemoryMiB, DiskGiB: fl.DiskGiB}); err != nil {
+		return err
+	}
+	f.keepSecret(v.ID, secret{token: token})
+	j.VM, j.Reason, j.NextTryAt = v.ID, startingReason(v), time.Time{}
+	return tx.MoveJob(&j, gpuserver.JobStarting, "on "+v.Cloud+"/"+v.Host+" as "+v.Name)
+}
+
+func startingReason(v gpuserver.VM) gpuserver.Reason {
+	return gpuserver.Reason{Class: gpuserver.ReasonStarting, Text: fmt.Sprintf("Its VM %s is being made on %s.", v.Name, v.Cloud)}
+}
+
+// snapshot gives what a plan depends on, and the jobs whose entries it numbers.
+func (f *Fleet) snapshot(ctx context.Context) (s sched.Snapshot, planned map[gpuserver.JobID]gpuserver.Job, err error) {
+	s = sched.Snapshot{Flavors: f.Flavors, HeldImages: map[string]gpuserver.Reason{}, CloudDown: map[string]gpuserver.Reason{}, Patience: f.BackfillFor}
+	err = f.DB.View(ctx, func(tx *store.Tx) error {
+		if s.Waiting, err = tx.JobsIn(gpuserver.JobQueued, planAtMost); err != nil || len(s.Waiting) == 0 {
+			return err
+		}
+		us, err := tx.Usages()
+		if err != nil {
+			return err
+		}
+		for _, u := range us {
+			s.Used = append(s.Used, sched.Use{Cloud: u.Cloud, Host: u.Host, VCPUs: u.VCPUs, MemoryMiB: u.MemoryMiB, DiskGiB: u.DiskGiB, VMs: u.VMs})
+		}
+		images, err := tx.Images()
+		for _, h := range images {
+			if !h.HeldAt.IsZero() {
+				s.HeldImages[h.Name] = gpuserver.Reason{Class: gpuserver.ReasonImageHeld, Text: h.Reason, Help: "the operator releases it (gpuserver image release " + h.Name + ")"}
+			}
+		}
+		return err
+	})
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for name := range f.clouds {
+		if r, down := f.down[name]; down {
+			s.CloudDown[name] = r
+		}
+		if _, known := f.hosts[name]; !known && s.CloudDown[name].Class == "" {
+			s.CloudDown[name] = gpuserver.Reason{Class: gpuserver.ReasonUnreachable, Text: "the room on " + name + " is not known yet"}
+		}
+		s.Hosts = append(s.Hosts, f.hosts[name]...)
+	}
+	planned = make(map[gpuserver.JobID]gpuserver.Job, len(s.Waiting))
+	for i := range s.Waiting {
+		f.passOver(&s.Waiting[i])
+		planned[s.Waiting[i].ID] = s.Waiting[i]
+	}
+	return s, planned, err
+}
+
+// passOver drops the entries of j that a cloud refused a moment ago; if none is
+// left the job waits for the first to come back. The caller holds f.mu.
+func (f *Fleet) passOver(j *gpuserver.Job) {
+	if len(f.avoid) == 0 {
+		return
+	}
+	now := time.Now()
+	var left []gpuserver.Entry
+	var first avoided
+	for _, e := range j.Entries {
+		k := avoidKey{j.ID, e.Cloud, e.Flavor, e.Image}
+		a, ok := f.avoid[k]
+		if ok && now.After(a.until) {
+			delete(f.avoid, k)
+			ok = false
+		}
+		if !ok {
+			left = append(left, e)
+		} else if first.until.IsZero() || a.until.Before(first.until) {
+			first = a
+		}
+	}
+	if len(left) > 0 {
+		j.Entries = left
+	} else if first.until.After(j.NextTryAt) {
+		j.NextTryAt = first.until
+		j.Reason = gpuserver.Reason{Class: gpuserver.ReasonRetry, Text: first.why} // the row says so already
+	}
+}
+
+// refreshCapacity reads a cloud's room; a cloud that cannot be asked is down
+// until it can.
+func (f *Fleet) refreshCapacity(ctx context.Context, c cloud.Driver) {
+	cctx, cancel := context.WithTimeout(ctx, 30*time.Second)
+	defer cancel()
+	hosts, err := c.Capacity(cctx)
+	if ctx.Err() != nil {
+		return
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	was, wasDown := f.down[c.Name()]
+	if err != nil {
+		r := gpuserver.Reason{
+			Class: gpuserver.ReasonUnreachable, Text: "the cloud " + c.Name() + " cannot be reached: " + gpuserver.PublicText(err),
+			Help: "it is tried again by itself; the operator sees why with gpuserver status",
+		}
+		f.down[c.Name()] = r
+		if !wasDown || was != r {
+			f.Log.Error("cloud down", "cloud", c.Name(), "err", err)
+			f.since[c.Name()] = time.Now()
+		}
+		return
+	}
+	for i := range hosts {
+		hosts[i].Cloud = c.Name()
+	}
+	f.hosts[c.Name()] = hosts
+	delete(f.down, c.Name())
+	if wasDown || f.since[c.Name()].IsZero() {
+		f.Log.Info("cloud up", "cloud", c.Name(), "hosts", len(hosts))
+		f.since[c.Name()] = time.Now()
+	}
+	f.wakePlanner()
+}

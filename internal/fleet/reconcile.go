@@ -1,0 +1,289 @@
+package fleet
+
+import (
+	"context"
+	"sync"
+	"time"
+
+	"gpuserver"
+	"gpuserver/internal/cloud"
+	"gpuserver/internal/forge"
+	"gpuserver/internal/store"
+)
+
+// Intervals are how often the reconcilers compare. Nothing waits for them: they
+// repair what was lost.
+type Intervals struct {
+	Clouds  time.Duration // VMs of each cloud with ours
+	Jobs    time.Duration // each unfinished job is read from its forge once in so long
+	Runners time.Duration // registrations at forges with ours
+}
+
+// recently is how long ago a repository had a job of ours for its runners to be
+// looked at.
+const recently = 48 * time.Hour
+
+// jobReadsPerSecond bounds what the reconciler takes of a forge's budget.
+const jobReadsPerSecond = 2
+
+func (f *Fleet) startReconcilers(ctx context.Context, wg *sync.WaitGroup) {
+	for _, c := range f.Clouds {
+		wg.Go(func() {
+			f.compareCloud(ctx, c)
+			every(ctx, f.Every.Clouds, func() {
+				f.refreshCapacity(ctx, c)
+				f.compareCloud(ctx, c)
+			})
+		})
+	}
+	for name, fg := range f.Forges {
+		wg.Go(func() { f.rereadJobs(ctx, name, fg) })
+		wg.Go(func() { every(ctx, f.Every.Runners, func() { f.compareRunners(ctx, name, fg) }) })
+	}
+}
+
+// every calls fn each d until ctx is done.
+func every(ctx context.Context, d time.Duration, fn func()) {
+	if d <= 0 {
+		return
+	}
+	t := time.NewTicker(d)
+	defer t.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-t.C:
+			fn()
+		}
+	}
+}
+
+// watchCloud follows a cloud's hints about VMs that stopped by themselves.
+func (f *Fleet) watchCloud(ctx context.Context, c cloud.Driver) {
+	events := c.Events()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case e, ok := <-events:
+			if !ok {
+				return
+			}
+			var v gpuserver.VM
+			err := f.DB.View(ctx, func(tx *store.Tx) (err error) { v, err = tx.VMByName(e.VM); return err })
+			if err == nil && v.Cloud == c.Name() {
+				f.stopped(ctx, v, failure{why: "the VM stopped: " + e.Reason, counts: true, image: true})
+			}
+		}
+	}
+}
+
+// stopped follows a VM that is off or gone although we did not ask for it; x
+// says what that means if it had no job yet.
+func (f *Fleet) stopped(ctx context.Context, v gpuserver.VM, x failure) {
+	switch v.State {
+	case gpuserver.VMBooting, gpuserver.VMReady:
+		x.why += " before it had a job"
+		f.endedIdle(ctx, v, x)
+	case gpuserver.VMBusy:
+		err := f.move(ctx, &v, gpuserver.VMDeleting, x.why, func(v *gpuserver.VM) { v.Reason = x.why }, func(tx *store.Tx) error {
+			if err := f.endLocal(tx, v, "failure", x.why); err != nil {
+				return err
+			}
+			return f.deleteCalled(tx, v)
+		})
+		if err == nil && v.Assigned != 0 {
+			f.queue.Add(key{job: v.Assigned}) // the forge's word is on the way, or will be asked for
+		}
+	}
+}
+
+// compareCloud deletes VMs of ours that no row keeps alive, and closes rows
+// whose VM is gone or off.
+func (f *Fleet) compareCloud(ctx context.Context, c cloud.Driver) {
+	lctx, cancel := context.WithTimeout(ctx, time.Minute)
+	defer cancel()
+	listed, err := c.List(lctx)
+	if err != nil {
+		if ctx.Err() == nil {
+			f.Log.Warn("cloud cannot be listed", "cloud", c.Name(), "err", err)
+		}
+		return
+	}
+	there := map[string]cloud.VM{}
+	for _, m := range listed {
+		if m.Owner == f.id {
+			there[m.Name] = m
+		}
+	}
+	var alive []gpuserver.VM
+	if err := f.DB.View(ctx, func(tx *store.Tx) (err error) { alive, err = tx.AliveVMs(); return err }); err != nil {
+		return
+	}
+	rows := map[string]bool{}
+	for _, v := range alive {
+		rows[v.Name] = true
+		if v.Cloud == c.Name() {
+			f.compareVM(ctx, c, v, there)
+		}
+	}
+	for name := range there {
+		if rows[name] || ctx.Err() != nil {
+			continue
+		}
+		if _, err := c.Get(ctx, name); gpuserver.KindOf(err) == gpuserver.KindNotFound {
+			continue // deleted since it was listed
+		}
+		f.Log.Warn("orphan VM deleted", "vm", name, "cloud", c.Name())
+		if err := c.Delete(ctx, name); err != nil {
+			f.Log.Error("orphan VM cannot be deleted", "vm", name, "cloud", c.Name(), "err", err)
+			continue
+		}
+		f.repaired("orphan_vm")
+	}
+}
+
+// compareVM closes a row whose VM is off or gone. Absence from a list is no
+// proof, as the VM may be younger than the list: the cloud is asked again.
+func (f *Fleet) compareVM(ctx context.Context, c cloud.Driver, v gpuserver.VM, there map[string]cloud.VM) {
+	switch v.State {
+	case gpuserver.VMBooting, gpuserver.VMReady, gpuserver.VMBusy:
+	default:
+		return
+	}
+	m, ok := there[v.Name]
+	if ok && (m.State == cloud.StateRunning || m.State == cloud.StateBuilding) {
+		return
+	}
+	m, err := c.Get(ctx, v.Name)
+	switch {
+	case gpuserver.KindOf(err) == gpuserver.KindNotFound:
+		f.stopped(ctx, v, lost("the VM was lost: "+c.Name()+" no longer has it"))
+	case err != nil:
+		return
+	case m.State == cloud.StateRunning || m.State == cloud.StateBuilding:
+		return
+	case m.State == cloud.StateError:
+		f.stopped(ctx, v, lost("the VM failed: "+m.Fault))
+	default:
+		f.stopped(ctx, v, lost("the VM was lost: it is off"))
+	}
+	f.repaired("lost_vm")
+}
+
+// lost says what it means that a VM was found gone or off: as after a reboot of
+// its host, it is nobody's fault, its image's least of all.
+func lost(why string) failure { return failure{why: why, counts: true} }
+
+// rereadJobs reads each unfinished job of a forge again and again, slowly, so
+// that a lost event costs minutes and not a day.
+func (f *Fleet) rereadJobs(ctx context.Context, name string, fg Forge) {
+	if f.Reread == nil || f.Every.Jobs <= 0 {
+		return
+	}
+	read := map[gpuserver.JobID]time.Time{}
+	every(ctx, max(f.Every.Jobs/10, 100*time.Millisecond), func() {
+		var jobs []gpuserver.Job
+		_ = f.DB.View(ctx, func(tx *store.Tx) (err error) { jobs, err = tx.UnfinishedJobs(name); return err })
+		seen := map[gpuserver.JobID]time.Time{}
+		for _, j := range jobs {
+			last := latest(read[j.ID], j.UpdatedAt)
+			seen[j.ID] = read[j.ID]
+			if time.Since(last) < f.Every.Jobs || ctx.Err() != nil {
+				continue
+			}
+			f.rereadJob(ctx, name, fg, j.ID)
+			seen[j.ID] = time.Now()
+			select {
+			case <-ctx.Done():
+			case <-time.After(time.Second / jobReadsPerSecond):
+			}
+		}
+		read = seen
+	})
+}
+
+// rereadByID reads a job from the forge that it is of.
+func (f *Fleet) rereadByID(ctx context.Context, id gpuserver.JobID) {
+	var j gpuserver.Job
+	if err := f.DB.View(ctx, func(tx *store.Tx) (err error) { j, err = tx.Job(id); return err }); err == nil {
+		f.rereadJob(ctx, j.Forge, f.Forges[j.Forge], id)
+	}
+}
+
+// rereadJob reads one job from its forge and applies the answer.
+func (f *Fleet) rereadJob(ctx context.Context, name string, fg Forge, id gpuserver.JobID) {
+	if f.Reread == nil || fg.Forge == nil || id == 0 {
+		return
+	}
+	var j gpuserver.Job
+	if err := f.DB.View(ctx, func(tx *store.Tx) (err error) { j, err = tx.Job(id); return err }); err != nil {
+		return
+	}
+	now, err := fg.Job(ctx, repoOf(j), j.ForgeID)
+	if gpuserver.KindOf(err) == gpuserver.KindNotFound {
+		// The repository or the run was deleted, or the App removed.
+		now, err = forge.Job{ID: j.ForgeID, State: gpuserver.ForgeCompleted, Conclusion: "not_found", Repo: repoOf(j), RunID: j.RunID, Labels: j.Labels}, nil
+	}
+	if err != nil {
+		if ctx.Err() == nil {
+			f.Log.Warn("job cannot be read", "job", id, "forge", name, "err", err)
+		}
+		return
+	}
+	if now.State.Rank() > j.ForgeState.Rank() {
+		f.Log.Warn("missed event found", "job", id, "was", j.ForgeState, "is", now.State)
+		f.repaired("missed_event")
+	}
+	if err := f.Reread(ctx, name, now); err != nil {
+		f.Log.Error("job's state cannot be applied", "job", id, "err", err)
+	}
+}
+
+// compareRunners deletes registrations of ours that belong to no VM alive.
+func (f *Fleet) compareRunners(ctx context.Context, name string, fg Forge) {
+	var repos []store.SeenRepo
+	err := f.DB.View(ctx, func(tx *store.Tx) (err error) { repos, err = tx.SeenRepos(name, tx.Now.Add(-recently)); return err })
+	if err != nil {
+		return
+	}
+	done := map[gpuserver.Owner]bool{}
+	for _, r := range repos {
+		scope := f.scope(fg, gpuserver.Job{Repo: r.Name, RepoID: r.RepoID, InstallationID: r.InstallationID})
+		if done[scope.Owner()] || ctx.Err() != nil {
+			continue
+		}
+		done[scope.Owner()] = true
+		f.compareScope(ctx, name, fg, scope)
+	}
+}
+
+func (f *Fleet) compareScope(ctx context.Context, name string, fg Forge, scope forge.Scope) {
+	runners, err := fg.Runners(ctx, scope, f.id+"-")
+	if err != nil || len(runners) == 0 {
+		return
+	}
+	keep := map[string]bool{}
+	err = f.DB.View(ctx, func(tx *store.Tx) error {
+		alive, err := tx.AliveVMs()
+		for _, v := range alive {
+			keep[v.Runner.Name] = true
+		}
+		return err
+	})
+	if err != nil {
+		return
+	}
+	for _, r := range runners {
+		if keep[r.Name] || r.Busy {
+			continue
+		}
+		if err := fg.DeleteRunner(ctx, scope, r.ID); err != nil {
+			f.Log.Warn("orphan runner cannot be deleted", "runner", r.Name, "forge", name, "err", err)
+			continue
+		}
+		f.Log.Warn("orphan runner deleted", "runner", r.Name, "forge", name)
+		f.repaired("orphan_runner")
+	}
+}
