@@ -1,0 +1,256 @@
+package admission
+
+import (
+	"context"
+	"strings"
+	"sync"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+	"golang.org/x/sync/singleflight"
+
+	"gpuserver"
+	"gpuserver/internal/access"
+	"gpuserver/internal/cirun"
+	"gpuserver/internal/forge"
+	"gpuserver/internal/store"
+)
+
+// ownerFiles are the files that count for one job.
+type ownerFiles struct {
+	organisation *cirun.File
+	repository   *cirun.File
+	access       accessFile
+}
+
+type accessFile struct {
+	state   access.FileState
+	file    *cirun.Access
+	problem string
+	version string
+}
+
+// read reads the run and the files at once. If the head is another repository
+// the repository's file comes from the default branch, whatever the head's
+// version says: a fork never changes who may run what.
+func (a *Admission) read(ctx context.Context, f Forge, j gpuserver.Job) (run forge.Run, fs ownerFiles, err error) {
+	repo := repoOf(j)
+	g, gctx := errgroup.WithContext(ctx)
+	g.Go(func() (err error) { run, err = f.Run(gctx, repo, j.RunID, j.RunAttempt); return err })
+	org := forge.Repo{Name: repo.Owner() + "/" + f.OrganisationRepo, InstallationID: repo.InstallationID}
+	g.Go(func() (err error) {
+		fs.organisation, err = a.runners(gctx, f, org, f.RunnersFile, "")
+		return err
+	})
+	g.Go(func() (err error) { fs.access, err = a.access(gctx, f, org); return err })
+	if f.RepositoryFile != "" && j.HeadSHA != "" {
+		g.Go(func() (err error) {
+			fs.repository, err = a.runners(gctx, f, repo, f.RepositoryFile, j.HeadSHA)
+			return err
+		})
+	}
+	if err := g.Wait(); err != nil {
+		return run, fs, err
+	}
+	if fs.access.state == access.FileAbsent && fs.organisation == nil {
+		a.missOrganisation(ctx, f, org, &fs)
+	}
+	if f.RepositoryFile != "" {
+		if ref := access.FileRef(j.Repo, run.HeadRepo, run.HeadSHA); ref != j.HeadSHA || j.HeadSHA == "" {
+			if fs.repository, err = a.runners(ctx, f, repo, f.RepositoryFile, ref); err != nil {
+				return run, fs, err
+			}
+		}
+	}
+	a.learn(f, j, fs)
+	return run, fs, nil
+}
+
+// learn remembers which labels an owner uses. Where repositories define runners
+// of their own, only reading each one's file can tell.
+func (a *Admission) learn(f Forge, j gpuserver.Job, fs ownerFiles) {
+	k := cirun.NewKnown(f.LabelPrefixes, a.Runners, fs.organisation)
+	k.Unread = f.RepositoryFile != ""
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.known[ownerKey{j.Forge, strings.ToLower(repoOf(j).Owner())}] = k
+}
+
+// runners reads a file of runner entries; nil if there is none. One that cannot
+// be parsed is replaced by its last good version.
+func (a *Admission) runners(ctx context.Context, f Forge, repo forge.Repo, path, ref string) (*cirun.File, error) {
+	got, err := a.files.get(ctx, f, repo, path, ref, func(b []byte) (any, error) {
+		file, findings, err := cirun.Parse(b, path)
+		for _, x := range findings {
+			a.Log.Warn("finding in "+path, "repo", repo.Name, "finding", x.String())
+		}
+		return file, err
+	})
+	if err != nil {
+		return nil, err
+	}
+	file, _ := got.value.(*cirun.File)
+	if got.problem != "" && file == nil {
+		return nil, gpuserver.Errorf(gpuserver.KindUnavailable, "%s of %s cannot be read (%s), and no earlier version of it is known", path, repo.Name, got.problem)
+	}
+	return file, nil
+}
+
+// access reads an organisation's access control.
+func (a *Admission) access(ctx context.Context, f Forge, org forge.Repo) (accessFile, error) {
+	got, err := a.files.get(ctx, f, org, f.AccessFile, "", func(b []byte) (any, error) {
+		file, findings, err := cirun.ParseAccess(b, f.AccessFile)
+		for _, x := range findings {
+			a.Log.Warn("finding in "+f.AccessFile, "repo", org.Name, "finding", x.String())
+		}
+		return file, err
+	})
+	if err != nil {
+		return accessFile{}, err
+	}
+	file, _ := got.value.(*cirun.Access)
+	switch {
+	case got.problem == "" && file == nil:
+		return accessFile{state: access.FileAbsent}, nil
+	case got.problem == "":
+		return accessFile{state: access.FileRead, file: file}, nil
+	case file == nil:
+		return accessFile{state: access.FileUnreadable, problem: got.problem}, nil
+	}
+	return accessFile{state: access.FileLastGood, file: file, problem: got.problem, version: got.at.UTC().Format(time.RFC3339)}, nil
+}
+
+// missOrganisation keeps an organisation's last access control in force where
+// none of its files can be seen any more: GitHub answers the same whether they
+// were deleted or the App lost its access to them, and the latter must not open
+// every runner. To lift it, let the repository hold its runners file again.
+func (a *Admission) missOrganisation(ctx context.Context, f Forge, org forge.Repo, fs *ownerFiles) {
+	last := a.files.lastGood(ctx, fileKey(f, org, f.AccessFile, ""), parsed{}, func(b []byte) (any, error) {
+		file, _, err := cirun.ParseAccess(b, f.AccessFile)
+		return file, err
+	})
+	if file, ok := last.value.(*cirun.Access); ok {
+		fs.access = accessFile{
+			state: access.FileLastGood, file: file, version: last.at.UTC().Format(time.RFC3339),
+			problem: "neither it nor " + f.RunnersFile + " can be seen in " + org.Name + " any more",
+		}
+	}
+}
+
+// fileKey names a file of a repository at a ref.
+func fileKey(f Forge, repo forge.Repo, path, ref string) string {
+	return strings.Join([]string{f.Name(), strings.ToLower(repo.Name), path, ref}, "\x00")
+}
+
+// files keeps parsed files: those of a commit as long as there is room, those
+// of a branch until they are to be asked for again, and the last good version
+// of every branch's file in the store.
+type files struct {
+	db     *store.DB
+	fresh  time.Duration
+	flight singleflight.Group
+
+	mu sync.Mutex
+	m  map[string]parsed
+}
+
+// parsed is a file as it was last read.
+type parsed struct {
+	value   any       // nil: there is none
+	problem string    // why it cannot be read now; value is the last good version then
+	at      time.Time // when the forge last confirmed the version that value is
+	checked time.Time // when it was last asked for
+}
+
+// maxFiles bounds the parsed files in memory.
+const maxFiles = 4096
+
+func newFiles(db *store.DB, fresh time.Duration) *files {
+	return &files{db: db, fresh: fresh, m: map[string]parsed{}}
+}
+
+// get gives a file, parsed. An error means that the forge cannot be asked and
+// no version is known; a file that is not there is a nil value.
+func (s *files) get(ctx context.Context, f Forge, repo forge.Repo, path, ref string, parse func([]byte) (any, error)) (parsed, error) {
+	key := fileKey(f, repo, path, ref)
+	s.mu.Lock()
+	p, ok := s.m[key]
+	s.mu.Unlock()
+	if ok && (ref != "" || time.Since(p.checked) < s.fresh) {
+		return p, nil
+	}
+	v, err, _ := s.flight.Do(key, func() (any, error) {
+		// Several jobs share the answer: one that gives up must not take it from
+		// the others.
+		fctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Minute)
+		defer cancel()
+		return s.fetch(fctx, f, repo, path, ref, key, p, parse)
+	})
+	if err != nil {
+		return parsed{}, err
+	}
+	return v.(parsed), nil
+}
+
+func (s *files) fetch(ctx context.Context, f Forge, repo forge.Repo, path, ref, key string, before parsed, parse func([]byte) (any, error)) (parsed, error) {
+	now := time.Now()
+	file, err := f.File(ctx, repo, path, ref)
+	switch {
+	case gpuserver.KindOf(err) == gpuserver.KindNotFound:
+		return s.keep(key, parsed{at: now, checked: now}), nil
+	case err == nil:
+		value, perr := parse(file.Content)
+		if perr == nil {
+			if ref == "" {
+				s.save(ctx, key, file.Content, now)
+			}
+			return s.keep(key, parsed{value: value, at: now, checked: now}), nil
+		}
+		err = perr
+	case ctx.Err() != nil:
+		return parsed{}, ctx.Err()
+	}
+	if ref != "" {
+		if gpuserver.KindOf(err) == gpuserver.KindUnavailable || gpuserver.KindOf(err) == gpuserver.KindLimited {
+			return parsed{}, err
+		}
+		return s.keep(key, parsed{problem: gpuserver.PublicText(err), checked: now}), nil
+	}
+	last := s.lastGood(ctx, key, before, parse)
+	if last.value == nil && (gpuserver.KindOf(err) == gpuserver.KindUnavailable || gpuserver.KindOf(err) == gpuserver.KindLimited) {
+		return parsed{}, err // try again later rather than refuse
+	}
+	last.problem, last.checked = gpuserver.PublicText(err), now
+	return s.keep(key, last), nil
+}
+
+func (s *files) keep(key string, p parsed) parsed {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if len(s.m) >= maxFiles {
+		clear(s.m)
+	}
+	s.m[key] = p
+	return p
+}
+
+func (s *files) save(ctx context.Context, key string, body []byte, at time.Time) {
+	_ = s.db.Update(ctx, func(tx *store.Tx) error {
+		return tx.SaveCopy(store.Copy{Key: key, Body: body, FetchedAt: at})
+	})
+}
+
+func (s *files) lastGood(ctx context.Context, key string, before parsed, parse func([]byte) (any, error)) parsed {
+	if before.value != nil {
+		return before
+	}
+	var c store.Copy
+	if err := s.db.View(ctx, func(tx *store.Tx) (err error) { c, err = tx.Copy(key); return err }); err != nil {
+		return parsed{}
+	}
+	value, err := parse(c.Body)
+	if err != nil {
+		return parsed{}
+	}
+	return parsed{value: value, at: c.FetchedAt}
+}
