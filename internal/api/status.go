@@ -1,0 +1,120 @@
+package api
+
+import (
+	"context"
+	"encoding/json"
+	"net/http"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/danielgtaylor/huma/v2"
+
+	"gpuserver"
+	"gpuserver/internal/store"
+)
+
+func (a *API) statusRoutes() {
+	register(a, RoleViewer, huma.Operation{
+		OperationID: "get-status", Method: http.MethodGet, Path: "/status", Tags: []string{"status"},
+		Summary: "Show the server's state", Description: "Gives the queue, VMs, hosts, clouds, forges and held images at a glance.",
+	},
+		func(ctx context.Context, _ *struct{}) (*answer[Status], error) {
+			s, err := a.Status(ctx)
+			return &answer[Status]{s}, err
+		})
+	register(a, RoleAdmin, huma.Operation{
+		OperationID: "release-image", Method: http.MethodDelete, Path: "/images/{name}/hold", Tags: []string{"images"}, DefaultStatus: http.StatusAccepted,
+		Summary: "Release a held image", Description: "Lets VMs be made from an image again and forgets its failures.",
+	},
+		func(ctx context.Context, in *struct {
+			Name string `path:"name" maxLength:"200"`
+		},
+		) (*struct{}, error) {
+			return nil, a.actions.ReleaseImage(ctx, in.Name, callerOf(ctx).Name)
+		})
+}
+
+// Status gives the server at a glance, readiness included.
+func (a *API) Status(ctx context.Context) (Status, error) {
+	s, err := ReadStatus(ctx, a.db, a.actions, a.version)
+	if err != nil {
+		return s, err
+	}
+	s.NotReady = a.missing(ctx)
+	s.Ready = len(s.NotReady) == 0
+	return s, nil
+}
+
+// missing says what keeps us from taking jobs: a store that cannot be written,
+// or no cloud of which we know how much room it has.
+func (a *API) missing(ctx context.Context) (what []string) {
+	if err := a.writable.check(ctx, a.db); err != nil {
+		what = append(what, gpuserver.PublicText(err))
+	}
+	clouds := a.actions.Clouds(ctx)
+	for _, c := range clouds {
+		if c.Known {
+			return what
+		}
+	}
+	if len(clouds) == 0 {
+		return append(what, "No cloud is configured.")
+	}
+	for _, c := range clouds {
+		why := "Cloud " + c.Name + " has not told its capacity yet"
+		if c.Reason != "" {
+			why += ": " + c.Reason
+		}
+		what = append(what, strings.TrimSuffix(why, ".")+".")
+	}
+	return what
+}
+
+// healthz says that the process answers; it asks nobody else, so that a full
+// disk or an unreachable cloud does not get us restarted.
+func (a *API) healthz(w http.ResponseWriter, _ *http.Request) {
+	writeJSON(w, http.StatusOK, map[string]string{"status": "ok", "version": a.version})
+}
+
+func (a *API) readyz(w http.ResponseWriter, r *http.Request) {
+	what := a.missing(r.Context())
+	if len(what) > 0 {
+		writeJSON(w, http.StatusServiceUnavailable, map[string]any{"ready": false, "not_ready": what})
+		return
+	}
+	writeJSON(w, http.StatusOK, map[string]any{"ready": true})
+}
+
+func writeJSON(w http.ResponseWriter, status int, v any) {
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(status)
+	_ = json.NewEncoder(w).Encode(v)
+}
+
+// probe finds out whether the store can be written, at most every probeEvery:
+// anybody may ask, and each write costs a sync of the disk.
+type probe struct {
+	mu  sync.Mutex
+	at  time.Time
+	err error
+}
+
+const (
+	probeEvery = 5 * time.Second
+	probeKey   = "api.probed_at"
+)
+
+func (p *probe) check(ctx context.Context, db *store.DB) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if time.Since(p.at) < probeEvery {
+		return p.err
+	}
+	// The outcome is kept for others, so it must not be that this one left.
+	p.err = db.Update(context.WithoutCancel(ctx), func(tx *store.Tx) error {
+		return tx.SetSetting(probeKey, tx.Now.Format(time.RFC3339))
+	})
+	p.at = time.Now()
+	return p.err
+}

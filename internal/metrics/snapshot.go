@@ -1,0 +1,102 @@
+package metrics
+
+import (
+	"context"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"gpuserver"
+	"gpuserver/internal/api"
+	"gpuserver/internal/store"
+)
+
+// snapshot is a collector of what the store and the fleet know now.
+type snapshot struct {
+	db    *store.DB
+	fleet api.Surroundings
+}
+
+func desc(name, help string, labels ...string) *prometheus.Desc {
+	return prometheus.NewDesc("gpuserver_"+name, help, labels, nil)
+}
+
+var (
+	queueLength = desc("queue_length", "Jobs that may run and wait for a VM.")
+	queueAge    = desc("queue_age_seconds", "How long the first job of the queue has waited; 0 if none waits.")
+	jobsNow     = desc("jobs", "Unfinished jobs by state.", "state")
+	vmsNow      = desc("vms", "VMs alive by cloud and state.", "cloud", "state")
+	imageHeld   = desc("image_held", "1 for an image that is held after failures in a row, 0 for one with fewer.", "image")
+	cloudUp     = desc("cloud_up", "1 if the cloud's last answer was good.", "cloud")
+	hostTotal   = desc("host_capacity", "What VMs may use of a host, by resource (vcpus, memory_mib, disk_gib).", "cloud", "host", "resource")
+	hostUsed    = desc("host_leased", "What leases hold of a host, by resource (vcpus, memory_mib, disk_gib, vms).", "cloud", "host", "resource")
+	forgeUp     = desc("forge_up", "1 if the forge's last answer was good.", "forge")
+	forgeLeft   = desc("forge_calls_remaining", "Calls that the forge still allows in its present hour.", "forge")
+	forgePoints = desc("forge_points_total", "Points spent on a forge by class of call.", "forge", "class")
+	storeUp     = desc("store_readable", "1 if the store could be read for this scrape.")
+)
+
+// Describe implements prometheus.Collector.
+func (s *snapshot) Describe(ch chan<- *prometheus.Desc) {
+	for _, d := range []*prometheus.Desc{queueLength, queueAge, jobsNow, vmsNow, imageHeld, cloudUp, hostTotal, hostUsed, forgeUp, forgeLeft, forgePoints, storeUp} {
+		ch <- d
+	}
+}
+
+// A scrape must end before Prometheus's own time-out of 10 s.
+const scrapeLimit = 5 * time.Second
+
+// Collect implements prometheus.Collector.
+func (s *snapshot) Collect(ch chan<- prometheus.Metric) {
+	ctx, cancel := context.WithTimeout(context.Background(), scrapeLimit)
+	defer cancel()
+	gauge := func(d *prometheus.Desc, v float64, labels ...string) {
+		ch <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, v, labels...)
+	}
+	st, err := api.ReadStatus(ctx, s.db, s.fleet, "")
+	gauge(storeUp, truth(err == nil))
+	if err != nil {
+		return
+	}
+	gauge(queueLength, float64(st.Queue.Length))
+	gauge(queueAge, st.Queue.AgeSeconds)
+	for _, state := range []gpuserver.JobState{gpuserver.JobWaiting, gpuserver.JobReceived, gpuserver.JobQueued, gpuserver.JobStarting, gpuserver.JobRunning} {
+		gauge(jobsNow, float64(st.Jobs[state]), string(state))
+	}
+	for _, v := range st.VMs {
+		gauge(vmsNow, float64(v.Count), v.Cloud, string(v.State))
+	}
+	for _, i := range st.Images {
+		gauge(imageHeld, truth(i.Held), i.Name)
+	}
+	for _, c := range st.Clouds {
+		gauge(cloudUp, truth(c.Up), c.Name)
+	}
+	for _, h := range st.Hosts {
+		hostMetrics(gauge, h)
+	}
+	for _, f := range st.Forges {
+		gauge(forgeUp, truth(f.Up), f.Name)
+		gauge(forgeLeft, float64(f.Remaining), f.Name)
+		for class, n := range f.Spent {
+			ch <- prometheus.MustNewConstMetric(forgePoints, prometheus.CounterValue, float64(n), f.Name, class)
+		}
+	}
+}
+
+func hostMetrics(gauge func(*prometheus.Desc, float64, ...string), h api.HostStatus) {
+	gauge(hostTotal, float64(h.VCPUs), h.Cloud, h.Name, "vcpus")
+	gauge(hostTotal, float64(h.MemoryMiB), h.Cloud, h.Name, "memory_mib")
+	gauge(hostTotal, float64(h.DiskGiB), h.Cloud, h.Name, "disk_gib")
+	gauge(hostUsed, float64(h.Used.VCPUs), h.Cloud, h.Name, "vcpus")
+	gauge(hostUsed, float64(h.Used.MemoryMiB), h.Cloud, h.Name, "memory_mib")
+	gauge(hostUsed, float64(h.Used.DiskGiB), h.Cloud, h.Name, "disk_gib")
+	gauge(hostUsed, float64(h.Used.VMs), h.Cloud, h.Name, "vms")
+}
+
+func truth(b bool) float64 {
+	if b {
+		return 1
+	}
+	return 0
+}
