@@ -1,0 +1,117 @@
+// Command gpuserver-bench measures the service and writes its figures as JSON.
+//
+//	gpuserver-bench --out FILE [--part NAME]... [--dir DIR] [--server PROGRAM]
+//	gpuserver-bench --table FILE
+//
+// make bench calls it through scripts/bench. What the figures mean is in
+// docs/performance.md. The program is also the forge, the cloud and the load,
+// which it starts as processes of their own.
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"strings"
+	"syscall"
+
+	"gpuserver/internal/bench"
+)
+
+func main() { os.Exit(run(os.Args[1:], os.Stdout, os.Stderr)) }
+
+func run(args []string, stdout, stderr io.Writer) int {
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
+	defer stop()
+	if is, err := bench.ServeRole(ctx); is {
+		return report(err, stderr)
+	}
+	c, err := parse(args, stderr)
+	switch {
+	case errors.Is(err, flag.ErrHelp):
+		return 0
+	case err != nil:
+		return 2
+	case c.table != "":
+		r, err := bench.ReadReport(c.table)
+		if err == nil {
+			err = bench.WriteTable(stdout, r)
+		}
+		return report(err, stderr)
+	}
+	r, err := bench.Run(ctx, c.options)
+	if err != nil {
+		return report(err, stderr)
+	}
+	if err := bench.WriteTable(stderr, r); err != nil {
+		return report(err, stderr)
+	}
+	return report(r.Write(c.out), stderr)
+}
+
+func report(err error, stderr io.Writer) int {
+	if err == nil {
+		return 0
+	}
+	fmt.Fprintln(stderr, "gpuserver-bench:", err)
+	return 1
+}
+
+type command struct {
+	out, table string
+	options    bench.Options
+}
+
+func parse(args []string, stderr io.Writer) (c command, err error) {
+	self, err := os.Executable()
+	if err != nil {
+		return c, err
+	}
+	cache, err := os.UserCacheDir()
+	if err != nil {
+		cache = "."
+	}
+	c.options = bench.Options{Self: self, Size: bench.FullSize(), Progress: stderr}
+	f := flag.NewFlagSet("gpuserver-bench", flag.ContinueOnError)
+	f.SetOutput(stderr)
+	f.StringVar(&c.out, "out", "-", "`file` for the figures; - is standard output")
+	f.StringVar(&c.table, "table", "", "print the Markdown table of a `file` of figures, and measure nothing")
+	f.StringVar(&c.options.Server, "server", filepath.Join(filepath.Dir(self), "gpuserver"), "the `program` to measure")
+	f.StringVar(&c.options.Dir, "dir", filepath.Join(cache, "gpuserver", "bench"), "`folder` on a real disk for the databases; emptied again")
+	f.BoolVar(&c.options.Keep, "keep", false, "keep logs and databases in that folder")
+	f.Func("part", "measure only this `part`; may be repeated (see below)", func(s string) error {
+		c.options.Parts = append(c.options.Parts, strings.Split(s, ",")...)
+		return nil
+	})
+	f.Func("env", "`NAME=VALUE` in the service's environment, such as GODEBUG=gctrace=1", func(s string) error {
+		c.options.Environment = append(c.options.Environment, s)
+		return nil
+	})
+	small := f.Bool("small", false, "show in seconds that all parts work; the figures mean nothing")
+	f.Usage = func() {
+		fmt.Fprintln(stderr, "gpuserver-bench measures the service and writes its figures as JSON.\n\n  gpuserver-bench --out FILE [--part NAME]...\n  gpuserver-bench --table FILE\n\nFlags:")
+		f.PrintDefaults()
+		fmt.Fprintln(stderr, "\nParts:")
+		names, what := bench.Parts()
+		for i, n := range names {
+			fmt.Fprintf(stderr, "  %-8s %s\n", n, what[i])
+		}
+	}
+	if err := f.Parse(args); err != nil {
+		return c, err
+	}
+	if f.NArg() > 0 {
+		err := fmt.Errorf("unexpected argument %q; see --help", f.Arg(0))
+		fmt.Fprintln(stderr, "gpuserver-bench:", err)
+		return c, err
+	}
+	if *small {
+		c.options.Size = bench.SmallSize()
+	}
+	return c, nil
+}
