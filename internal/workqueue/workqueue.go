@@ -43,6 +43,11 @@ func New[K comparable](ctx context.Context, fn func(context.Context, K) time.Dur
 func (q *Queue[K]) Add(k K) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
+	q.add(k)
+}
+
+// add is Add for who holds q.mu.
+func (q *Queue[K]) add(k K) {
 	if q.closed || q.ctx.Err() != nil {
 		return
 	}
@@ -80,12 +85,16 @@ func (q *Queue[K]) AddAfter(k K, d time.Duration) {
 
 // Interrupt wakes k and cancels the context of what it is doing.
 func (q *Queue[K]) Interrupt(k K) {
-	q.Add(k)
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	if it := q.items[k]; it != nil && it.cancel != nil {
-		it.cancel()
+	if it := q.items[k]; it != nil && it.running {
+		it.again = true
+		if it.cancel != nil {
+			it.cancel()
+		}
+		return
 	}
+	q.add(k) // what begins only now has nothing to be interrupted
 }
 
 func (q *Queue[K]) work(k K, it *item) {

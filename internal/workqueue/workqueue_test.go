@@ -115,3 +115,24 @@ func TestAddAfter(t *testing.T) {
 		q.Wait()
 	})
 }
+
+// TestInterruptSparesWhatItWakes: the context of work that begins because of
+// the interrupt is not cancelled, or what it had to do would be forgotten.
+func TestInterruptSparesWhatItWakes(t *testing.T) {
+	ctx, cancel := context.WithCancel(t.Context())
+	woken, ended := make(chan struct{}), make(chan error)
+	q := workqueue.New(ctx, func(ctx context.Context, _ int) time.Duration {
+		<-woken
+		ended <- ctx.Err()
+		return 0
+	})
+	for i := range 20000 {
+		q.Interrupt(i)
+		woken <- struct{}{}
+		if err := <-ended; err != nil {
+			t.Fatalf("the work that interrupt %d woke was cancelled", i)
+		}
+	}
+	cancel()
+	q.Wait()
+}
