@@ -95,9 +95,14 @@ func (f *Fleet) assign(tx *store.Tx, j gpuserver.Job) ([]gpuserver.VMID, error) 
 	if err != nil || v.Assigned == j.ID {
 		return nil, err
 	}
-	orphan := v.MadeFor
 	v.Assigned = j.ID
-	v.JobDeadline = latest(j.StartedAt, v.CreatedAt, tx.Now).Add(f.timeLimit(v.Flavor))
+	at := j.StartedAt
+	if at.IsZero() || at.After(tx.Now) || at.Before(v.CreatedAt) {
+		at = tx.Now // another clock
+	}
+	if v.JobDeadline.IsZero() { // else it runs since the forge said "busy"
+		v.JobDeadline = at.Add(f.timeLimit(v.Flavor))
+	}
 	if v.State == gpuserver.VMDeleting || v.State == gpuserver.VMBusy { // busy: deleting its runner told so before the event
 		err = tx.SaveVM(&v)
 	} else {
@@ -110,31 +115,29 @@ func (f *Fleet) assign(tx *store.Tx, j gpuserver.Job) ([]gpuserver.VMID, error) 
 	if err := tx.SaveJob(&j); err != nil {
 		return nil, err
 	}
-	at := j.StartedAt
-	if at.IsZero() || at.After(tx.Now) || at.Before(v.CreatedAt) {
-		at = tx.Now // another clock
-	}
 	if err := tx.AddPhase(j.ID, v.ID, gpuserver.PhaseJobStarted, at); err != nil {
 		return nil, err
 	}
-	if err := tx.ClearImage(v.Image); err != nil {
+	if err := tx.ImageWorked(v.Image); err != nil {
 		return nil, err
 	}
-	if orphan != j.ID {
-		if err := f.adopt(tx, orphan, j.ID); err != nil {
-			return nil, err
-		}
+	if err := f.adopt(tx, v, j.ID); err != nil {
+		return nil, err
 	}
 	return f.release(tx, j, "another runner took its job")
 }
 
 func latest(ts ...time.Time) time.Time { return slices.MaxFunc(ts, time.Time.Compare) }
 
-// adopt gives a job whose VM was taken by job taker the VM that was made for
-// taker, or sends it back to the queue, where it is planned at once.
-func (f *Fleet) adopt(tx *store.Tx, orphan, taker gpuserver.JobID) error {
-	o, err := tx.Job(orphan)
-	if err != nil || o.State != gpuserver.JobStarting {
+// adopt gives the job that waits for v, which job taker took, the VM that was
+// made for taker, or sends it back to the queue, where it is planned at once. A
+// job that has another VM by now keeps that.
+func (f *Fleet) adopt(tx *store.Tx, v gpuserver.VM, taker gpuserver.JobID) error {
+	if v.MadeFor == taker {
+		return nil
+	}
+	o, err := tx.Job(v.MadeFor)
+	if err != nil || !awaits(o, v) {
 		if gpuserver.KindOf(err) == gpuserver.KindNotFound {
 			err = nil
 		}
@@ -278,10 +281,13 @@ func (f *Fleet) takeDown(tx *store.Tx, j gpuserver.Job, v gpuserver.VM) error {
 			return err
 		}
 	}
-	if first && v.MadeFor != j.ID {
-		return f.adopt(tx, v.MadeFor, j.ID)
+	if !first {
+		return nil
 	}
-	return nil
+	if err := tx.ImageWorked(v.Image); err != nil {
+		return err
+	}
+	return f.adopt(tx, v, j.ID)
 }
 
 // jobPhases records when the job began and ended in v, by the forge's clock
@@ -407,7 +413,7 @@ func (f *Fleet) requeue(tx *store.Tx, v gpuserver.VM, x failure) error {
 func (f *Fleet) retire(ctx context.Context, v gpuserver.VM, why string) {
 	err := f.DB.Update(ctx, func(tx *store.Tx) error {
 		v, err := tx.VM(v.ID)
-		if err != nil {
+		if err != nil || v.Assigned != 0 { // the forge named its job meanwhile
 			return err
 		}
 		v.Reason = why

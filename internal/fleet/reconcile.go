@@ -188,7 +188,8 @@ func (f *Fleet) rereadJobs(ctx context.Context, name string, fg Forge) {
 		_ = f.DB.View(ctx, func(tx *store.Tx) (err error) { jobs, err = tx.UnfinishedJobs(name); return err })
 		seen := map[gpuserver.JobID]time.Time{}
 		for _, j := range jobs {
-			last := latest(read[j.ID], j.UpdatedAt)
+			// Not UpdatedAt: we rewrite the reason of a job that waits all the time.
+			last := latest(read[j.ID], j.CreatedAt, j.QueuedAt, j.StartedAt)
 			seen[j.ID] = read[j.ID]
 			if time.Since(last) < f.Every.Jobs || ctx.Err() != nil {
 				continue

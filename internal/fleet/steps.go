@@ -3,14 +3,12 @@ package fleet
 import (
 	"cmp"
 	"context"
-	"crypto/rand"
 	"fmt"
 	"time"
 
 	"gpuserver"
 	"gpuserver/internal/cloud"
 	"gpuserver/internal/crashpoint"
-	"gpuserver/internal/forge"
 	"gpuserver/internal/guest"
 	"gpuserver/internal/store"
 )
@@ -120,150 +118,12 @@ func (f *Fleet) laterWith(ctx context.Context, v gpuserver.VM, err error, set fu
 		if v.State != gpuserver.VMDraining && v.State != gpuserver.VMDeleting { // these keep why the VM ends
 			v.Reason = gpuserver.PublicText(err)
 		}
-		return tx.SaveVM(&v)
+		if err := tx.SaveVM(&v); err != nil || v.State != gpuserver.VMLeased {
+			return err
+		}
+		return tellRegistering(tx, v, err)
 	})
 	return pause
-}
-
-// register makes the runner's registration under the name that is committed.
-func (f *Fleet) register(ctx context.Context, v gpuserver.VM, job gpuserver.Job) time.Duration {
-	if !awaits(job, v) {
-		f.dropUnneeded(ctx, v)
-		return 0
-	}
-	if v.Forge == LocalForge {
-		return f.registered(ctx, v, forge.Registration{})
-	}
-	fg, ok := f.Forges[v.Forge]
-	if !ok {
-		f.fail(ctx, v, failure{why: fmt.Sprintf("the forge %q is not in the configuration", v.Forge)})
-		return 0
-	}
-	scope := f.scope(fg, job)
-	var reg forge.Registration
-	crashpoint.At("register.before")
-	err := f.call(ctx, "forge "+v.Forge, func() (err error) {
-		reg, err = fg.RegisterRunner(ctx, forge.RunnerSpec{Scope: scope, Name: v.Runner.Name, Labels: v.Runner.Labels})
-		return err
-	})
-	crashpoint.At("register.effect")
-	switch gpuserver.KindOf(err) {
-	case "":
-		return f.registered(ctx, v, reg)
-	case gpuserver.KindConflict, gpuserver.KindUnavailable, gpuserver.KindInternal:
-		if ctx.Err() != nil {
-			return 0 // interrupted: the row still names the registration, the next step finds it
-		}
-		return f.reregister(ctx, v, fg, scope, err)
-	case gpuserver.KindLimited:
-		return f.later(ctx, v, err)
-	}
-	f.fail(ctx, v, failure{why: "the runner cannot be registered: " + gpuserver.PublicText(err), counts: true})
-	return 0
-}
-
-// awaits reports whether j still waits for v.
-func awaits(j gpuserver.Job, v gpuserver.VM) bool {
-	return j.State == gpuserver.JobStarting && j.VM == v.ID
-}
-
-// dropUnneeded takes a VM down whose job does not wait for it, unless it was
-// given to another job meanwhile.
-func (f *Fleet) dropUnneeded(ctx context.Context, v gpuserver.VM) {
-	err := f.change(ctx, &v, func(tx *store.Tx) error {
-		job, err := tx.Job(v.MadeFor)
-		if err != nil && gpuserver.KindOf(err) != gpuserver.KindNotFound || err == nil && awaits(job, v) {
-			return err
-		}
-		v.Reason = "its job no longer needs it"
-		return tx.MoveVM(&v, gpuserver.VMDraining, v.Reason)
-	})
-	if err != nil && gpuserver.KindOf(err) != gpuserver.KindConflict {
-		f.Log.Error("VM state cannot be committed", "vm", v.Name, "err", err)
-	}
-}
-
-func (f *Fleet) scope(fg Forge, job gpuserver.Job) forge.Scope {
-	if fg.Scope == nil {
-		return forge.Scope{Repo: repoOf(job)}
-	}
-	return fg.Scope(repoOf(job))
-}
-
-func repoOf(job gpuserver.Job) forge.Repo {
-	return forge.Repo{Name: job.Repo, ID: job.RepoID, InstallationID: job.InstallationID}
-}
-
-// registered commits that the create call comes next.
-func (f *Fleet) registered(ctx context.Context, v gpuserver.VM, reg forge.Registration) time.Duration {
-	s, ok := f.secret(v.ID)
-	if !ok {
-		s.token = rand.Text()
-	}
-	s.jit = reg.JITConfig
-	f.keepSecret(v.ID, s)
-	_ = f.move(ctx, &v, gpuserver.VMCreating, "", func(v *gpuserver.VM) {
-		v.TokenHash = tokenHash(s.token)
-		if reg.RunnerID != 0 {
-			v.Runner.ID, v.Runner.State = reg.RunnerID, gpuserver.RunnerRegistered
-		}
-	}, func(tx *store.Tx) error {
-		return tx.AddPhase(v.MadeFor, v.ID, gpuserver.PhaseCreateCalled, tx.Now)
-	})
-	crashpoint.At("register.commit")
-	return 0
-}
-
-// reregister follows a name that is taken or a call whose outcome is unknown:
-// find by name, delete, and go on as the next attempt.
-func (f *Fleet) reregister(ctx context.Context, v gpuserver.VM, fg Forge, scope forge.Scope, cause error) time.Duration {
-	if v.Tries >= f.maxTries() {
-		f.fail(ctx, v, failure{why: "the runner cannot be registered: " + gpuserver.PublicText(cause), counts: true})
-		return 0
-	}
-	if err := f.dropRunner(ctx, fg, scope, v.Runner); err != nil {
-		return f.later(ctx, v, err)
-	}
-	f.repaired("runner_reregistered")
-	if gpuserver.KindOf(cause) == gpuserver.KindConflict && v.Tries == 0 {
-		_ = f.change(ctx, &v, func(tx *store.Tx) error {
-			nextAttempt(&v)
-			v.Tries++
-			return tx.SaveVM(&v)
-		})
-		return time.Millisecond
-	}
-	return f.laterWith(ctx, v, cause, nextAttempt)
-}
-
-// nextAttempt gives a VM's runner the name of its next registration.
-func nextAttempt(v *gpuserver.VM) {
-	v.Runner.Attempt++
-	v.Runner.Name, v.Runner.ID, v.Runner.State = runnerName(v.Name, v.Runner.Attempt), 0, gpuserver.RunnerNamed
-}
-
-// maxTries is after how many repeats of one step we give the VM up.
-func (f *Fleet) maxTries() int { return 6 }
-
-// dropRunner deletes a registration by its id, or by its name where the id
-// never reached us. None there is success.
-func (f *Fleet) dropRunner(ctx context.Context, fg Forge, scope forge.Scope, r gpuserver.Runner) error {
-	id := r.ID
-	if id == 0 {
-		found, err := fg.FindRunner(ctx, scope, r.Name)
-		if gpuserver.KindOf(err) == gpuserver.KindNotFound {
-			return nil
-		}
-		if err != nil {
-			return err
-		}
-		id = found.ID
-	}
-	err := fg.DeleteRunner(ctx, scope, id)
-	if gpuserver.KindOf(err) == gpuserver.KindNotFound {
-		return nil
-	}
-	return err
 }
 
 // create asks the cloud for the VM, or finds that it did so before.
@@ -409,8 +269,8 @@ func (f *Fleet) awaitBoot(ctx context.Context, v gpuserver.VM) time.Duration {
 	if d := time.Until(v.BootDeadline); d > 0 {
 		return d
 	}
-	f.fail(ctx, v, failure{why: fmt.Sprintf("the VM's runner did not start within %s", v.BootDeadline.Sub(v.StateAt).Round(time.Second)), counts: true, image: true})
-	return 0
+	f.endedIdle(ctx, v, failure{why: fmt.Sprintf("the VM's runner did not start within %s", v.BootDeadline.Sub(v.StateAt).Round(time.Second)), counts: true, image: true})
+	return endsWithin
 }
 
 func (f *Fleet) awaitJob(ctx context.Context, v gpuserver.VM) time.Duration {
@@ -426,20 +286,20 @@ func (f *Fleet) awaitJob(ctx context.Context, v gpuserver.VM) time.Duration {
 
 // awaitEnd keeps the job's time limit: interrupt, grace, destroy.
 func (f *Fleet) awaitEnd(ctx context.Context, v gpuserver.VM) time.Duration {
-	if v.Assigned == 0 && v.Forge != LocalForge {
-		// The forge said "busy" when we wanted to delete the runner, but no event
-		// has named its job yet. Ask again after a while.
-		if d := time.Until(v.StateAt.Add(time.Minute)); d > 0 {
-			return d
-		}
-		f.retire(ctx, v, "its runner was busy, but no job was ever named")
-		return 0
-	}
 	if v.JobDeadline.IsZero() {
 		return 0
 	}
 	if d := time.Until(v.JobDeadline); d > 0 {
-		return d
+		if v.Assigned != 0 || v.Forge == LocalForge {
+			return d
+		}
+		// The forge said "busy" when we wanted to delete the runner, but no event
+		// has named its job yet. Ask again after a while.
+		if again := time.Until(v.StateAt.Add(time.Minute)); again > 0 {
+			return min(again, d)
+		}
+		f.retire(ctx, v, "its runner was busy, but no job was ever named")
+		return 0
 	}
 	if v.InterruptedAt.IsZero() {
 		err := f.change(ctx, &v, func(tx *store.Tx) error {
@@ -492,7 +352,9 @@ func (f *Fleet) drain(ctx context.Context, v gpuserver.VM) time.Duration {
 		case "":
 		case gpuserver.KindConflict:
 			_ = f.move(ctx, &v, gpuserver.VMBusy, "the forge says that its runner has a job", func(v *gpuserver.VM) {
-				v.JobDeadline = time.Now().Add(f.timeLimit(v.Flavor)).UTC()
+				if v.JobDeadline.IsZero() { // not asked before
+					v.JobDeadline = time.Now().Add(f.timeLimit(v.Flavor)).UTC()
+				}
 			}, nil)
 			return 0
 		case gpuserver.KindRefused, gpuserver.KindNotFound:

@@ -163,6 +163,12 @@ func (tx *Tx) CountImageFailure(name string, bound int, reason string) (h HeldIm
 	return h, err
 }
 
+// ImageWorked ends an image's failures in a row. One that is held stays so:
+// somebody was told and has to look.
+func (tx *Tx) ImageWorked(name string) error {
+	return tx.exec(`DELETE FROM images WHERE name = ? AND held_at = 0`, name)
+}
+
 // ClearImage forgets an image's failures and releases it.
 func (tx *Tx) ClearImage(name string) error {
 	return tx.exec(`DELETE FROM images WHERE name = ?`, name)
