@@ -3,6 +3,7 @@ package e2e
 import (
 	"fmt"
 	"math/rand/v2"
+	"syscall"
 	"testing"
 	"time"
 
@@ -10,22 +11,27 @@ import (
 	"gpuserver/internal/forge/forgetest"
 )
 
-// TestKilledAtEachStep kills the service at each named step, while forge and
-// cloud live on, and starts it again: no job is lost, none is run twice, no VM,
-// runner or lease is left over.
+// TestKilledAtEachStep kills the service at each named step, before its effect,
+// between effect and commit, and after the commit, while forge and cloud live on,
+// and starts it again: no job is lost, none is run twice, no VM, runner or lease
+// is left over. Where a step's only effect is its commit (a lease, a VM that is
+// up, or busy, or released), it is killed inside the transaction.
 func TestKilledAtEachStep(t *testing.T) {
 	t.Parallel()
 	for _, at := range []string{
-		"delivery.before", "delivery.commit", "delivery.commit:3", "decide.before", "decide.commit", "plan.before", "plan.commit",
-		"register.before", "register.effect", "register.commit", "create.before", "create.effect", "create.commit",
-		"job.commit", "job.commit:3", "delete.before", "delete.effect", "delete.commit",
+		"delivery.before", "delivery.effect", "delivery.commit", "delivery.commit:3", "decide.before", "decide.commit",
+		"lease.before", "lease.effect", "lease.commit", "register.before", "register.effect", "register.commit",
+		"create.before", "create.effect", "create.commit", "boot.before", "boot.effect", "boot.commit",
+		"ready.before", "ready.effect", "ready.commit", "busy.before", "busy.effect", "busy.commit",
+		"end.before", "end.effect", "end.commit", "end.commit:2", "delete.before", "delete.effect",
+		"release.before", "release.effect", "release.commit",
 	} {
 		t.Run(at, func(t *testing.T) {
 			t.Parallel()
 			w := newWorld(t, "")
 			w.serve("GPUSERVER_CRASH=" + at)
 			run := w.dispatch("alice", 2)
-			w.server.ended(t)
+			w.killedAt(at)
 			w.serve()
 			w.ranOnce(w.succeeded(run))
 			w.nothingLeft()
@@ -55,7 +61,7 @@ func (w *world) ranOnce(jobs []forgetest.Job) {
 // not needed any more.
 func TestKilledWhileRetiring(t *testing.T) {
 	t.Parallel()
-	for _, at := range []string{"job.commit:2", "drain.before", "drain.effect", "drain.commit", "delete.before", "delete.effect", "delete.commit"} {
+	for _, at := range []string{"end.effect", "end.commit:2", "drain.before", "drain.effect", "drain.commit", "delete.before", "delete.effect", "release.effect", "release.commit"} {
 		t.Run(at, func(t *testing.T) {
 			t.Parallel()
 			w := newWorld(t, "")
@@ -63,7 +69,7 @@ func TestKilledWhileRetiring(t *testing.T) {
 			run := w.dispatch("alice", 2, held)
 			w.vmsIn(gpuserver.VMReady, 2)
 			w.ok(w.forge.CancelRun(w.ctx, run.ID))
-			w.server.ended(t)
+			w.killedAt(at)
 			w.serve()
 			w.nothingLeft()
 			for _, j := range run.Jobs {
@@ -72,6 +78,46 @@ func TestKilledWhileRetiring(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// TestKilledAtTheTimeLimit kills the service while it ends a job that takes too
+// long: the grace that is left counts on.
+func TestKilledAtTheTimeLimit(t *testing.T) {
+	t.Parallel()
+	for _, at := range []string{"interrupt.before", "interrupt.effect", "interrupt.commit", "delete.before"} {
+		t.Run(at, func(t *testing.T) {
+			t.Parallel()
+			w := newWorld(t, "jobtime=1h")
+			w.configure(forgetest.Settings{RunnerLease: ptr(2 * time.Second)})
+			w.ofFlavor = ", time_limit: 1s"
+			w.extra = "reconcile: {deliveries: 1s, jobs: 10m, runners: 1s}\njobs: {grace: 1s}\n"
+			w.serve("GPUSERVER_CRASH=" + at)
+			run := w.dispatch("alice", 1)
+			w.killedAt(at)
+			w.serve()
+			if j := w.wait(run, "completed")[0]; j.Conclusion != "failure" || j.Dispatched != 1 {
+				t.Errorf("the job ended with %s after %d runners", j.Conclusion, j.Dispatched)
+			}
+			w.jobIs(run.Jobs[0].ID, gpuserver.JobDone)
+			w.nothingLeft()
+			if texts := w.events(run.Jobs[0].ID, "time_limit"); len(texts) != 1 {
+				t.Errorf("its history says %q", texts)
+			}
+			if n := w.creates(); n != 1 {
+				t.Errorf("%d create calls for 1 job", n)
+			}
+		})
+	}
+}
+
+// killedAt waits for the service's end, and checks that it was the kill at a
+// crash point.
+func (w *world) killedAt(at string) {
+	w.t.Helper()
+	w.server.ended(w.t)
+	if s, ok := w.server.cmd.ProcessState.Sys().(syscall.WaitStatus); !ok || s.Signal() != syscall.SIGKILL {
+		w.t.Fatalf("the service ended with %v, not by the kill at %s", w.server.cmd.ProcessState, at)
 	}
 }
 

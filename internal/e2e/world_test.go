@@ -369,6 +369,10 @@ func (w *world) nothingLeft() {
 		if err != nil || len(rows) > 0 {
 			return fmt.Sprintf("VMs in the store: %v (%v)", rows, err)
 		}
+		status, err := w.client().Status(w.ctx)
+		if err != nil || slices.ContainsFunc(status.Hosts, func(h api.HostStatus) bool { return h.Used.VMs > 0 }) {
+			return fmt.Sprintf("leases: %+v (%v)", status.Hosts, err)
+		}
 		return ""
 	})
 }

@@ -16,12 +16,21 @@ import (
 func (f *Fleet) stepJob(ctx context.Context, id gpuserver.JobID) time.Duration {
 	var woken []gpuserver.VMID
 	var lostAt time.Time
+	step := "job" // a job that runs makes its VM busy; one that is over has it taken down
 	err := f.DB.Update(ctx, func(tx *store.Tx) error {
 		woken, lostAt = nil, time.Time{}
 		j, err := tx.Job(id)
 		if err != nil {
 			return err
 		}
+		switch {
+		case j.State == gpuserver.JobRunning:
+			step = "busy"
+		case j.State.Over():
+			step = "end"
+		}
+		crashpoint.At(step + ".before")
+		defer crashpoint.At(step + ".effect")
 		switch {
 		case j.State == gpuserver.JobRunning:
 			if woken, err = f.assign(tx, j); err == nil {
@@ -42,7 +51,7 @@ func (f *Fleet) stepJob(ctx context.Context, id gpuserver.JobID) time.Duration {
 		// A registration under way may wait long for the forge's budget.
 		f.queue.Interrupt(key{vm: v})
 	}
-	crashpoint.At("job.commit")
+	crashpoint.At(step + ".commit")
 	if lostAt.IsZero() {
 		return 0
 	}

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"gpuserver"
+	"gpuserver/internal/crashpoint"
 	"gpuserver/internal/guest"
 	"gpuserver/internal/store"
 )
@@ -62,7 +63,13 @@ func (f *Fleet) Heartbeat(ctx context.Context, id gpuserver.VMID, h guest.Heartb
 func (f *Fleet) report(ctx context.Context, id gpuserver.VMID, h guest.Heartbeat) error {
 	var after failure
 	var v gpuserver.VM
+	step := "boot" // the one that the report ends
+	if h.Phase == phaseRunner {
+		step = "ready"
+	}
+	crashpoint.At(step + ".before")
 	err := f.DB.Update(ctx, func(tx *store.Tx) (err error) {
+		defer crashpoint.At(step + ".effect")
 		after = failure{}
 		if v, err = tx.VM(id); err != nil || !v.State.Alive() {
 			return err
@@ -84,6 +91,7 @@ func (f *Fleet) report(ctx context.Context, id gpuserver.VMID, h guest.Heartbeat
 		}
 		return tx.SaveVM(&v)
 	})
+	crashpoint.At(step + ".commit")
 	if err == nil && after.why != "" {
 		f.endedIdle(ctx, v, after)
 	}

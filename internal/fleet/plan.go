@@ -114,7 +114,7 @@ func (f *Fleet) plan(ctx context.Context) (next time.Time, err error) {
 	}
 	now := time.Now().UTC()
 	decisions := sched.Plan(s, now)
-	crashpoint.At("plan.before")
+	crashpoint.At("lease.before")
 	for _, d := range decisions {
 		if !d.RetryAt.IsZero() && d.RetryAt.Before(next) {
 			next = d.RetryAt
@@ -127,9 +127,10 @@ func (f *Fleet) plan(ctx context.Context) (next time.Time, err error) {
 					return err
 				}
 			}
+			crashpoint.At("lease.effect")
 			return nil
 		})
-		crashpoint.At("plan.commit")
+		crashpoint.At("lease.commit")
 		if err != nil {
 			break
 		}

@@ -302,7 +302,9 @@ func (f *Fleet) awaitEnd(ctx context.Context, v gpuserver.VM) time.Duration {
 		return 0
 	}
 	if v.InterruptedAt.IsZero() {
+		crashpoint.At("interrupt.before")
 		err := f.change(ctx, &v, func(tx *store.Tx) error {
+			defer crashpoint.At("interrupt.effect")
 			v.InterruptedAt = tx.Now
 			v.Reason = fmt.Sprintf("the job's time limit of %s is over", f.timeLimit(v.Flavor))
 			if err := tx.SaveVM(&v); err != nil {
@@ -313,6 +315,7 @@ func (f *Fleet) awaitEnd(ctx context.Context, v gpuserver.VM) time.Duration {
 		if err != nil {
 			return time.Second
 		}
+		crashpoint.At("interrupt.commit")
 	}
 	// The agent learns of the interrupt with its next heartbeat.
 	if d := time.Until(v.InterruptedAt.Add(f.Limits.Grace + heartbeatSlack)); d > 0 {
@@ -387,11 +390,7 @@ func (f *Fleet) jobOf(ctx context.Context, v gpuserver.VM) (j gpuserver.Job, err
 }
 
 func (f *Fleet) deleteCalled(tx *store.Tx, v gpuserver.VM) error {
-	job := v.Assigned
-	if job == 0 {
-		job = v.MadeFor
-	}
-	return tx.AddPhase(job, v.ID, gpuserver.PhaseDeleteCalled, tx.Now)
+	return tx.AddPhase(jobOfVM(v), v.ID, gpuserver.PhaseDeleteCalled, tx.Now)
 }
 
 // delete removes the VM from its cloud and, once that is verified, releases
@@ -412,14 +411,13 @@ func (f *Fleet) delete(ctx context.Context, v gpuserver.VM) time.Duration {
 	if err != nil && gpuserver.KindOf(err) != gpuserver.KindNotFound {
 		return f.later(ctx, v, err)
 	}
+	// It is verified gone. The lease is released in the commit that says so.
+	crashpoint.At("release.before")
 	_ = f.move(ctx, &v, gpuserver.VMGone, v.Reason, nil, func(tx *store.Tx) error {
-		job := v.Assigned
-		if job == 0 {
-			job = v.MadeFor
-		}
-		return tx.AddPhase(job, v.ID, gpuserver.PhaseGone, tx.Now)
+		crashpoint.At("release.effect")
+		return tx.AddPhase(jobOfVM(v), v.ID, gpuserver.PhaseGone, tx.Now)
 	})
-	crashpoint.At("delete.commit")
+	crashpoint.At("release.commit")
 	f.forget(v.ID)
 	return 0
 }

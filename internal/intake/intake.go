@@ -76,6 +76,7 @@ func (in *Intake) Accept(ctx context.Context, d Delivery) (out Outcome, err erro
 		if out == OutcomeJob || out == OutcomeRecheck {
 			row.Body = d.Body
 		}
+		defer crashpoint.At("delivery.effect")
 		return tx.AddDelivery(row)
 	})
 	crashpoint.At("delivery.commit")
