@@ -13,8 +13,8 @@ import (
 	"gpuserver/internal/store"
 )
 
-// planAtMost is how many waiting jobs one plan looks at; the rest wait behind
-// them anyway.
+// planAtMost is how many waiting jobs are read at once. A plan looks at those
+// behind them only if there is room left: they wait behind the others otherwise.
 const planAtMost = 2000
 
 type avoidKey struct {
@@ -108,22 +108,21 @@ func (f *Fleet) plan(ctx context.Context) (next time.Time, err error) {
 	if stopped {
 		return next, nil
 	}
-	s, original, err := f.snapshot(ctx)
-	if err != nil || len(s.Waiting) == 0 {
+	decisions, planned, retryAt, err := f.decide(ctx)
+	if err != nil {
 		return next, err
 	}
-	now := time.Now().UTC()
-	decisions := sched.Plan(s, now)
-	crashpoint.At("lease.before")
-	for _, d := range decisions {
-		if !d.RetryAt.IsZero() && d.RetryAt.Before(next) {
-			next = d.RetryAt
-		}
+	if !retryAt.IsZero() && retryAt.Before(next) {
+		next = retryAt
 	}
+	if len(decisions) == 0 {
+		return next, nil
+	}
+	crashpoint.At("lease.before")
 	for some := range slices.Chunk(decisions, planAtOnce) {
 		err = f.DB.Update(ctx, func(tx *store.Tx) error {
 			for _, d := range some {
-				if err := f.carryOut(tx, d, original[d.Job]); err != nil {
+				if err := f.carryOut(tx, d, planned[d.Job]); err != nil {
 					return err
 				}
 			}
@@ -142,12 +141,46 @@ func (f *Fleet) plan(ctx context.Context) (next time.Time, err error) {
 // written: in a burst every plan changes them for every job that waits.
 const rewriteReason = 10 * time.Second
 
-// carryOut commits one decision. The job is read again: it may have changed
-// since the snapshot.
-func (f *Fleet) carryOut(tx *store.Tx, d sched.Decision, planned gpuserver.Job) error {
-	if d.Place == nil && (d.Reason == planned.Reason || d.Reason.Class == planned.Reason.Class && tx.Now.Sub(planned.UpdatedAt) < rewriteReason) {
-		return nil
+// decide gives what is to be carried out, with the jobs whose entries it
+// numbers, and when a job's time comes that waits for that.
+func (f *Fleet) decide(ctx context.Context) (todo []sched.Decision, planned map[gpuserver.JobID]gpuserver.Job, retryAt time.Time, err error) {
+	waiting, err := f.waiting(ctx, nil)
+	if err != nil || len(waiting) == 0 {
+		return nil, nil, retryAt, err
 	}
+	s, err := f.snapshot(ctx)
+	if err != nil {
+		return nil, nil, retryAt, err
+	}
+	now := time.Now().UTC()
+	planner := sched.NewPlanner(s, now)
+	planned = map[gpuserver.JobID]gpuserver.Job{}
+	for {
+		jobs := make(map[gpuserver.JobID]*gpuserver.Job, len(waiting))
+		for i := range waiting {
+			jobs[waiting[i].ID] = &waiting[i]
+		}
+		for _, d := range planner.Plan(waiting) {
+			if !d.RetryAt.IsZero() && (retryAt.IsZero() || d.RetryAt.Before(retryAt)) {
+				retryAt = d.RetryAt
+			}
+			if j := jobs[d.Job]; d.Place != nil || d.Reason != j.Reason && (d.Reason.Class != j.Reason.Class || now.Sub(j.UpdatedAt) >= rewriteReason) {
+				todo = append(todo, d)
+				planned[d.Job] = *j
+			}
+		}
+		if len(waiting) < planAtMost || planner.Full() {
+			return todo, planned, retryAt, nil
+		}
+		if waiting, err = f.waiting(ctx, &waiting[len(waiting)-1]); err != nil {
+			return nil, nil, retryAt, err
+		}
+	}
+}
+
+// carryOut commits one decision. The job is read again: it may have changed
+// since.
+func (f *Fleet) carryOut(tx *store.Tx, d sched.Decision, planned gpuserver.Job) error {
 	j, err := tx.Job(d.Job)
 	if err != nil || j.State != gpuserver.JobQueued {
 		return err
@@ -185,13 +218,25 @@ func startingReason(v gpuserver.VM) gpuserver.Reason {
 	return gpuserver.Reason{Class: gpuserver.ReasonStarting, Text: fmt.Sprintf("Its VM %s is being made on %s.", v.Name, v.Cloud)}
 }
 
-// snapshot gives what a plan depends on, and the jobs whose entries it numbers.
-func (f *Fleet) snapshot(ctx context.Context) (s sched.Snapshot, planned map[gpuserver.JobID]gpuserver.Job, err error) {
+// waiting gives the jobs of the queue after last, at most planAtMost, each with
+// the entries that it may try now.
+func (f *Fleet) waiting(ctx context.Context, last *gpuserver.Job) (jobs []gpuserver.Job, err error) {
+	err = f.DB.View(ctx, func(tx *store.Tx) error {
+		jobs, err = tx.QueuedAfter(last, planAtMost)
+		return err
+	})
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for i := range jobs {
+		f.passOver(&jobs[i])
+	}
+	return jobs, err
+}
+
+// snapshot gives what a plan depends on beside the jobs.
+func (f *Fleet) snapshot(ctx context.Context) (s sched.Snapshot, err error) {
 	s = sched.Snapshot{Flavors: f.Flavors, HeldImages: map[string]gpuserver.Reason{}, CloudDown: map[string]gpuserver.Reason{}, Patience: f.BackfillFor}
 	err = f.DB.View(ctx, func(tx *store.Tx) error {
-		if s.Waiting, err = tx.JobsIn(gpuserver.JobQueued, planAtMost); err != nil || len(s.Waiting) == 0 {
-			return err
-		}
 		us, err := tx.Usages()
 		if err != nil {
 			return err
@@ -218,12 +263,7 @@ func (f *Fleet) snapshot(ctx context.Context) (s sched.Snapshot, planned map[gpu
 		}
 		s.Hosts = append(s.Hosts, f.hosts[name]...)
 	}
-	planned = make(map[gpuserver.JobID]gpuserver.Job, len(s.Waiting))
-	for i := range s.Waiting {
-		f.passOver(&s.Waiting[i])
-		planned[s.Waiting[i].ID] = s.Waiting[i]
-	}
-	return s, planned, err
+	return s, err
 }
 
 // passOver drops the entries of j that a cloud refused a moment ago; if none is

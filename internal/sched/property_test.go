@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
 	"pgregory.net/rapid"
 
 	"gpuserver"
@@ -98,6 +99,31 @@ func TestPlanIsSound(t *testing.T) {
 		shuffled.Used = rapid.Permutation(s.Used).Draw(t, "used")
 		if diff := cmp.Diff(ds, Plan(shuffled, noon)); diff != "" {
 			t.Errorf("the order of what is given changes the plan (-first +shuffled):\n%s", diff)
+		}
+	})
+}
+
+// TestPlanInParts gives the queue in parts: the plan is the same, and once it
+// says that all is full, nothing more is placed.
+func TestPlanInParts(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		s := world(t)
+		var queue []gpuserver.Job
+		for _, j := range order(s.Waiting) {
+			queue = append(queue, *j)
+		}
+		cut := rapid.IntRange(0, len(queue)).Draw(t, "cut")
+		p := NewPlanner(s, noon)
+		ds := p.Plan(queue[:cut])
+		full := p.Full()
+		rest := p.Plan(queue[cut:])
+		if diff := cmp.Diff(Plan(s, noon), slices.Concat(ds, rest), cmpopts.EquateEmpty()); diff != "" {
+			t.Errorf("the plan in parts (-whole +parts):\n%s", diff)
+		}
+		for _, d := range rest {
+			if full && d.Place != nil {
+				t.Errorf("job %d was placed where all was full", d.Job)
+			}
 		}
 	})
 }

@@ -86,7 +86,7 @@ func tooLarge(c *place, f gpuserver.Flavor, need amount) *gpuserver.Reason {
 }
 
 // noRoom is why an entry that could hold a job does not now.
-func (p *planner) noRoom(o option) gpuserver.Reason {
+func (p *Planner) noRoom(o option) gpuserver.Reason {
 	c := o.cloud
 	var r gpuserver.Reason
 	if c.limited && c.starts <= 0 {
@@ -110,7 +110,7 @@ func noStart(c *place) gpuserver.Reason {
 }
 
 // full is why a cloud has no room for need.
-func (p *planner) full(c *place, need amount) gpuserver.Reason {
+func (p *Planner) full(c *place, need amount) gpuserver.Reason {
 	if c.fitted(need, func(h *host) amount { return h.free }) { // and yet was not taken: it is kept
 		return gpuserver.Reason{
 			Class: gpuserver.ReasonBehind,

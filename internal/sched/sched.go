@@ -123,12 +123,46 @@ type Passed struct {
 // changes nothing of s. What it places never exceeds a host's room together
 // with what is used, and a job's decision depends on no younger job.
 func Plan(s Snapshot, now time.Time) []Decision {
-	p := planner{s: s, now: now, patience: cmp.Or(s.Patience, DefaultPatience), clouds: clouds(s)}
-	decisions := make([]Decision, 0, len(s.Waiting))
-	for _, j := range order(s.Waiting) {
+	return NewPlanner(s, now).Plan(s.Waiting)
+}
+
+// Planner makes one plan in parts, for a queue that is too long to be held in
+// memory whole.
+type Planner struct {
+	s        Snapshot
+	now      time.Time
+	patience time.Duration
+	clouds   map[string]*place
+}
+
+// NewPlanner begins a plan. The jobs of the snapshot do not count.
+func NewPlanner(s Snapshot, now time.Time) *Planner {
+	return &Planner{s: s, now: now, patience: cmp.Or(s.Patience, DefaultPatience), clouds: clouds(s)}
+}
+
+// Plan goes on with the next jobs of the queue, all of them younger than those
+// before.
+func (p *Planner) Plan(waiting []gpuserver.Job) []Decision {
+	decisions := make([]Decision, 0, len(waiting))
+	for _, j := range order(waiting) {
 		decisions = append(decisions, p.decide(j))
 	}
 	return decisions
+}
+
+// Full reports whether no job could be placed any more, whatever its flavor.
+func (p *Planner) Full() bool {
+	for name, c := range p.clouds {
+		if _, down := p.s.CloudDown[name]; down || c.limited && c.starts <= 0 {
+			continue
+		}
+		for _, f := range p.s.Flavors {
+			if c.fitted(needs(f), (*host).room) {
+				return false
+			}
+		}
+	}
+	return true
 }
 
 // order sorts jobs as they go: oldest first. Shares of owners belong here, as
@@ -151,21 +185,13 @@ func queuedAt(j *gpuserver.Job) time.Time {
 	return j.QueuedAt
 }
 
-// planner is a plan being made.
-type planner struct {
-	s        Snapshot
-	now      time.Time
-	patience time.Duration
-	clouds   map[string]*place
-}
-
 // option is an entry that a job may take, if there is room.
 type option struct {
 	cloud *place
 	need  amount
 }
 
-func (p *planner) decide(j *gpuserver.Job) Decision {
+func (p *Planner) decide(j *gpuserver.Job) Decision {
 	d := Decision{Job: j.ID}
 	if j.NextTryAt.After(p.now) {
 		d.Reason, d.RetryAt = retry(j), j.NextTryAt
@@ -195,7 +221,7 @@ func (p *planner) decide(j *gpuserver.Job) Decision {
 
 // open gives what an entry needs and where, or the reason why no job can take
 // it now, whatever the room. Caps of owners belong here.
-func (p *planner) open(e gpuserver.Entry) (gpuserver.Flavor, option, *gpuserver.Reason) {
+func (p *Planner) open(e gpuserver.Entry) (gpuserver.Flavor, option, *gpuserver.Reason) {
 	flavor, known := p.s.Flavors[e.Flavor]
 	if !known {
 		return flavor, option{}, unknownFlavor(e)
@@ -219,7 +245,7 @@ func (p *planner) open(e gpuserver.Entry) (gpuserver.Flavor, option, *gpuserver.
 
 // enqueue counts a job that waits for room, and keeps room for it if it is old
 // enough and nobody before it has room kept on that cloud.
-func (p *planner) enqueue(j *gpuserver.Job, options []option) {
+func (p *Planner) enqueue(j *gpuserver.Job, options []option) {
 	for i, o := range options {
 		again := slices.ContainsFunc(options[:i], func(b option) bool { return b.cloud == o.cloud })
 		if !again {

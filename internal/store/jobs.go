@@ -152,6 +152,16 @@ func (tx *Tx) JobsIn(s gpuserver.JobState, limit int) ([]gpuserver.Job, error) {
 	return tx.jobs(`state = ? AND state NOT IN ('done', 'failed', 'refused') ORDER BY queued_at, id LIMIT ?`, s, limit)
 }
 
+// QueuedAfter gives at most limit jobs in state queued that come after last in
+// the queue, oldest first; nil: from its head.
+func (tx *Tx) QueuedAfter(last *gpuserver.Job, limit int) ([]gpuserver.Job, error) {
+	if last == nil {
+		return tx.JobsIn(gpuserver.JobQueued, limit)
+	}
+	return tx.jobs(`state = 'queued' AND state NOT IN ('done', 'failed', 'refused') AND (queued_at, id) > (?, ?) ORDER BY queued_at, id LIMIT ?`,
+		nanos(last.QueuedAt), last.ID, limit)
+}
+
 // UnfinishedJobs gives all jobs of a forge that are not over, oldest update
 // first. forge "" means all.
 func (tx *Tx) UnfinishedJobs(forge string) ([]gpuserver.Job, error) {
