@@ -350,6 +350,40 @@ func TestLeaderGivesUp(t *testing.T) {
 	})
 }
 
+// TestFollowerLeaves shows that who waits for another's call waits no longer
+// than it has time for, though the other is patient.
+func TestFollowerLeaves(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := &script{answer: func(n int, _ *http.Request) (*http.Response, error) {
+			if n == 1 {
+				return reply(429, "{}", "Retry-After", "600"), nil
+			}
+			return reply(200, `{"id":6,"run_attempt":1}`), nil
+		}}
+		f := newForge(t, s, nil)
+		if _, err := f.Job(t.Context(), octo, 5); gpuserver.KindOf(err) != gpuserver.KindLimited {
+			t.Fatalf("got %v", err)
+		}
+		var wg sync.WaitGroup
+		wg.Go(func() {
+			if run, err := f.Run(t.Context(), octo, 6, 1); err != nil || run.ID != 6 {
+				t.Errorf("the patient one: %+v, %v", run, err)
+			}
+		})
+		synctest.Wait()
+		start := time.Now()
+		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+		defer cancel()
+		if _, err := f.Run(ctx, octo, 6, 1); !errors.Is(err, context.DeadlineExceeded) || gpuserver.KindOf(err) != gpuserver.KindUnavailable {
+			t.Errorf("the other: %v", err)
+		}
+		if d := time.Since(start); d != 10*time.Second {
+			t.Errorf("it waited %v", d)
+		}
+		wg.Wait()
+	})
+}
+
 // TestRunCached shows that an attempt is asked for once, and a latest one anew.
 func TestRunCached(t *testing.T) {
 	s := &script{answer: func(int, *http.Request) (*http.Response, error) { return reply(200, `{"id":6,"run_attempt":1}`), nil }}

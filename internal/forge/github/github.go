@@ -13,8 +13,6 @@ import (
 	"sync"
 	"time"
 
-	"golang.org/x/sync/singleflight"
-
 	"gpuserver"
 	"gpuserver/internal/forge"
 )
@@ -75,7 +73,7 @@ type Forge struct {
 	groups        groupCache
 	runs          runCache
 	files         fileCache
-	flight        singleflight.Group
+	flight        flights
 }
 
 var _ forge.Forge = (*Forge)(nil)

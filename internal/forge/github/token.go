@@ -16,8 +16,6 @@ import (
 	"sync"
 	"time"
 
-	"golang.org/x/sync/singleflight"
-
 	"gpuserver"
 )
 
@@ -210,24 +208,4 @@ func (f *Forge) forgetToken(installation int64) {
 	f.tokens.mu.Lock()
 	defer f.tokens.mu.Unlock()
 	delete(f.tokens.m, installation)
-}
-
-// shared runs fn once for all who ask for key at the same time. If the one who
-// ran it gave up, another of them runs it.
-func shared[T any](ctx context.Context, g *singleflight.Group, key string, fn func() (T, error)) (T, error) {
-	for {
-		own := false
-		v, err, _ := g.Do(key, func() (any, error) {
-			own = true
-			return fn()
-		})
-		if err == nil {
-			return v.(T), nil
-		}
-		gaveUp := errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded)
-		if own || !gaveUp || ctx.Err() != nil {
-			var zero T
-			return zero, err
-		}
-	}
 }
