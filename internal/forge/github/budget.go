@@ -187,6 +187,23 @@ func isClosed(c chan struct{}) bool {
 	}
 }
 
+// giveBack undoes acquire for a call that was not made.
+func (b *budget) giveBack(c cost) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.inFlight--
+	b.points.take(-c.points)
+	if c.content {
+		b.contentM.take(-1)
+		b.contentH.take(-1)
+	}
+	if c.registration {
+		b.registrH.take(-1)
+	}
+	b.account(c.account()).inFlight--
+	b.pump(time.Now())
+}
+
 // release takes the call's answer into account.
 func (b *budget) release(c cost, a verdict) {
 	b.mu.Lock()
@@ -202,6 +219,8 @@ func (b *budget) release(c cost, a verdict) {
 		b.registrH.settle(now, 1)
 	}
 	b.account(c.account()).settle(a)
+	b.spent[c.class] += int64(c.points)
+	b.calls[c.class]++
 	if a.secondary {
 		b.block(now, a)
 	} else if a.ok {
@@ -312,8 +331,6 @@ func (b *budget) grant(w *waiter, now time.Time) {
 		b.registrH.take(1)
 	}
 	b.account(c.account()).take(now)
-	b.spent[c.class] += int64(c.points)
-	b.calls[c.class]++
 	close(w.granted)
 }
 

@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
 	"math/rand/v2"
@@ -37,7 +36,6 @@ type call struct {
 	content      bool
 	registration bool
 	installation int64 // 0: as the App
-	noToken      bool  // the call that fetches a token
 	repeatable   bool  // no read, but doing it twice does no harm
 }
 
@@ -72,9 +70,8 @@ func (f *Forge) do(ctx context.Context, c call, out any) (answer, error) {
 		if err == nil {
 			return a, nil
 		}
-		if re, ok := errors.AsType[*ResponseError](err); ok && re.Status == http.StatusUnauthorized && !c.noToken && !renewed {
-			renewed = true
-			f.forgetToken(c.installation)
+		if a.status == http.StatusUnauthorized && !renewed {
+			renewed = true // once has forgotten the token
 			continue
 		}
 		if c.method != http.MethodGet && !c.repeatable || gpuserver.KindOf(err) != gpuserver.KindUnavailable || try >= readTries {
@@ -105,20 +102,17 @@ func sleep(ctx context.Context, d time.Duration) error {
 
 // once makes a call a single time, with a token and within the budget.
 func (f *Forge) once(ctx context.Context, c call, out any) (answer, error) {
-	auth, err := f.authorization(ctx, c)
+	k := c.cost(ctx)
+	token, err := f.ready(ctx, c, k)
 	if err != nil {
 		return answer{}, err
-	}
-	k := c.cost(ctx)
-	if err := f.budget.acquire(ctx, k); err != nil {
-		return answer{}, opError(c, err)
 	}
 	var v verdict
 	defer func() { f.budget.release(k, v) }()
 
 	ctx, cancel := context.WithTimeout(ctx, f.cfg.CallTimeout)
 	defer cancel()
-	req, err := f.request(ctx, c, auth)
+	req, err := f.request(ctx, c, token)
 	if err != nil {
 		return answer{}, err
 	}
@@ -136,10 +130,13 @@ func (f *Forge) once(ctx context.Context, c call, out any) (answer, error) {
 		a := answer{resp.StatusCode, resp.Header}
 		return a, decode(c, resp.StatusCode, body, out)
 	}
+	if resp.StatusCode == http.StatusUnauthorized {
+		f.forgetToken(c, token)
+	}
 	return answer{resp.StatusCode, resp.Header}, statusError(c, resp, body, v)
 }
 
-func (f *Forge) request(ctx context.Context, c call, auth string) (*http.Request, error) {
+func (f *Forge) request(ctx context.Context, c call, token string) (*http.Request, error) {
 	var body io.Reader
 	if c.body != nil {
 		b, err := json.Marshal(c.body)
@@ -157,7 +154,7 @@ func (f *Forge) request(ctx context.Context, c call, auth string) (*http.Request
 		return nil, gpuserver.Wrap(gpuserver.KindInvalid, opName(c), err)
 	}
 	h := req.Header
-	h.Set("Authorization", auth)
+	h.Set("Authorization", "Bearer "+token)
 	h.Set("Accept", "application/vnd.github+json")
 	h.Set("X-GitHub-Api-Version", "2022-11-28")
 	h.Set("User-Agent", "gpuserver")

@@ -96,10 +96,11 @@ func TestAppToken(t *testing.T) {
 			t.Fatal(err)
 		}
 		now := time.Now()
-		jwt, err := app.token(now)
+		signed, err := app.token(now)
 		if err != nil {
 			t.Fatal(err)
 		}
+		jwt := signed.value
 		parts := strings.Split(jwt, ".")
 		if len(parts) != 3 {
 			t.Fatalf("got %q", jwt)
@@ -126,10 +127,10 @@ func TestAppToken(t *testing.T) {
 		if c.Iss != "Iv23liAbCd" || c.Iat >= now.Unix() || c.Exp <= now.Unix() || c.Exp-c.Iat > 600 {
 			t.Errorf("claims %s at %d", claims, now.Unix())
 		}
-		if again, err := app.token(now.Add(5 * time.Minute)); err != nil || again != jwt {
+		if again, err := app.token(now.Add(5 * time.Minute)); err != nil || again != signed {
 			t.Errorf("signed anew while good: %v", err)
 		}
-		if later, err := app.token(now.Add(8 * time.Minute)); err != nil || later == jwt {
+		if later, err := app.token(now.Add(8 * time.Minute)); err != nil || later == signed {
 			t.Errorf("kept for too long: %v", err)
 		}
 	}

@@ -24,10 +24,14 @@ const (
 	// that is fast. Source: docs.github.com, "Generating a JSON Web Token".
 	jwtLife = 9 * time.Minute
 	jwtBack = time.Minute
+	// From jwtRenew before its end a new one is signed.
+	jwtRenew = 2 * time.Minute
 	// A token lives an hour. From tokenRenew before its end a new one is fetched
 	// in the background, from tokenLast on callers wait for it.
 	tokenRenew = 10 * time.Minute
 	tokenLast  = time.Minute
+	// A token is not sent this close to its end: the way takes time.
+	tokenSend = 10 * time.Second
 )
 
 // appKey signs the App's own tokens.
@@ -35,8 +39,13 @@ type appKey struct {
 	issuer string
 	key    *rsa.PrivateKey
 
-	mu    sync.Mutex
-	jwt   string
+	mu   sync.Mutex
+	last appToken
+}
+
+// appToken is a token of the App's own.
+type appToken struct {
+	value string
 	until time.Time
 }
 
@@ -75,33 +84,36 @@ func parseKey(data []byte) (*rsa.PrivateKey, error) {
 
 // token gives a JSON Web Token of the App, good for some minutes.
 // Source: RFC 7519, RFC 7518 section 3.3 (RS256).
-func (a *appKey) token(now time.Time) (string, error) {
+func (a *appKey) token(now time.Time) (appToken, error) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	if now.Before(a.until) {
-		return a.jwt, nil
+	if now.Before(a.last.until.Add(-jwtRenew)) {
+		return a.last, nil
 	}
 	claims, err := json.Marshal(map[string]any{
 		"iss": a.issuer, "iat": now.Add(-jwtBack).Unix(), "exp": now.Add(jwtLife).Unix(),
 	})
 	if err != nil {
-		return "", err
+		return appToken{}, err
 	}
 	enc := base64.RawURLEncoding
 	text := enc.EncodeToString([]byte(`{"alg":"RS256","typ":"JWT"}`)) + "." + enc.EncodeToString(claims)
 	sum := sha256.Sum256([]byte(text))
 	sig, err := rsa.SignPKCS1v15(rand.Reader, a.key, crypto.SHA256, sum[:])
 	if err != nil {
-		return "", err
+		return appToken{}, err
 	}
-	a.jwt, a.until = text+"."+enc.EncodeToString(sig), now.Add(jwtLife-2*time.Minute)
-	return a.jwt, nil
+	a.last = appToken{text + "." + enc.EncodeToString(sig), now.Add(jwtLife)}
+	return a.last, nil
 }
 
-func (a *appKey) forget() {
+// forget drops a token, if it is still the last one.
+func (a *appKey) forget(value string) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	a.until = time.Time{}
+	if a.last.value == value {
+		a.last = appToken{}
+	}
 }
 
 // tokenCache holds the tokens by installation.
@@ -116,17 +128,40 @@ type installationToken struct {
 	renewing bool
 }
 
-// authorization is the header of a call.
-func (f *Forge) authorization(ctx context.Context, c call) (string, error) {
-	if c.installation != 0 && !c.noToken {
+// authorization is the token of a call, and its end.
+func (f *Forge) authorization(ctx context.Context, c call) (value string, until time.Time, err error) {
+	if c.installation != 0 {
 		t, err := f.token(ctx, c.installation)
-		return "Bearer " + t, err
+		if err != nil {
+			return "", time.Time{}, err
+		}
+		return t.value, t.until, nil
 	}
 	jwt, err := f.app.token(time.Now())
 	if err != nil {
-		return "", gpuserver.Wrap(gpuserver.KindInternal, "github: sign the App's token", err)
+		return "", time.Time{}, gpuserver.Wrap(gpuserver.KindInternal, "github: sign the App's token", err)
 	}
-	return "Bearer " + jwt, nil
+	return jwt.value, jwt.until, nil
+}
+
+// ready waits for a token and for a place in the budget. That wait may outlast
+// the token, and GitHub shuts out who sends many bad ones: then the place is
+// given back, and both are waited for again.
+func (f *Forge) ready(ctx context.Context, c call, k cost) (token string, err error) {
+	for {
+		token, until, err := f.authorization(ctx, c)
+		if err != nil {
+			return "", err
+		}
+		start := time.Now()
+		if err := f.budget.acquire(ctx, k); err != nil {
+			return "", opError(c, err)
+		}
+		if now := time.Now(); now.Sub(start) < tokenLast/2 || now.Before(until.Add(-tokenSend)) {
+			return token, nil
+		}
+		f.budget.giveBack(k)
+	}
 }
 
 // Prepare makes sure that a token for an installation is there, so that the
@@ -136,7 +171,7 @@ func (f *Forge) Prepare(ctx context.Context, installation int64) error {
 	return err
 }
 
-func (f *Forge) token(ctx context.Context, installation int64) (string, error) {
+func (f *Forge) token(ctx context.Context, installation int64) (*installationToken, error) {
 	now := time.Now()
 	f.tokens.mu.Lock()
 	t := f.tokens.m[installation]
@@ -146,10 +181,10 @@ func (f *Forge) token(ctx context.Context, installation int64) (string, error) {
 			f.work.Go(func() { f.renew(installation, t) })
 		}
 		f.tokens.mu.Unlock()
-		return t.value, nil
+		return t, nil
 	}
 	f.tokens.mu.Unlock()
-	return shared(ctx, &f.flight, "token/"+strconv.FormatInt(installation, 10), func() (string, error) {
+	return shared(ctx, &f.flight, "token/"+strconv.FormatInt(installation, 10), func() (*installationToken, error) {
 		return f.fetchToken(ctx, installation)
 	})
 }
@@ -164,7 +199,7 @@ func (f *Forge) renew(installation int64, old *installationToken) {
 	}
 }
 
-func (f *Forge) fetchToken(ctx context.Context, installation int64) (string, error) {
+func (f *Forge) fetchToken(ctx context.Context, installation int64) (*installationToken, error) {
 	id := strconv.FormatInt(installation, 10)
 	var out struct {
 		Token     string    `json:"token"`
@@ -172,7 +207,7 @@ func (f *Forge) fetchToken(ctx context.Context, installation int64) (string, err
 	}
 	c := call{
 		method: http.MethodPost, path: "/app/installations/" + id + "/access_tokens",
-		doing: "get a token for installation " + id, noToken: true, repeatable: true,
+		doing: "get a token for installation " + id, repeatable: true,
 	}
 	// All classes wait for the one token, so it is fetched for the highest.
 	a, err := f.do(WithClass(ctx, ClassRegister), c, &out)
@@ -180,10 +215,10 @@ func (f *Forge) fetchToken(ctx context.Context, installation int64) (string, err
 		if notFound(err) {
 			f.installations.forget(installation)
 		}
-		return "", notInstalled(c, err)
+		return nil, notInstalled(c, err)
 	}
 	if out.Token == "" {
-		return "", unavailable(c, errors.New("the answer has no token"))
+		return nil, unavailable(c, errors.New("the answer has no token"))
 	}
 	// The end is on GitHub's clock; what counts is how long the token lives.
 	until := out.ExpiresAt
@@ -195,17 +230,21 @@ func (f *Forge) fetchToken(ctx context.Context, installation int64) (string, err
 	if f.tokens.m == nil {
 		f.tokens.m = make(map[int64]*installationToken)
 	}
-	f.tokens.m[installation] = &installationToken{value: out.Token, until: until}
-	return out.Token, nil
+	t := &installationToken{value: out.Token, until: until}
+	f.tokens.m[installation] = t
+	return t, nil
 }
 
-// forgetToken drops a token that GitHub no longer takes.
-func (f *Forge) forgetToken(installation int64) {
-	if installation == 0 {
-		f.app.forget()
+// forgetToken drops the token of a call, which GitHub no longer takes, unless
+// another call that met the same has had it replaced already.
+func (f *Forge) forgetToken(c call, value string) {
+	if c.installation == 0 {
+		f.app.forget(value)
 		return
 	}
 	f.tokens.mu.Lock()
 	defer f.tokens.mu.Unlock()
-	delete(f.tokens.m, installation)
+	if t := f.tokens.m[c.installation]; t != nil && t.value == value {
+		delete(f.tokens.m, c.installation)
+	}
 }
