@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"slices"
 	"time"
@@ -69,11 +70,15 @@ func (a actions) Forges(context.Context) (out []api.ForgeStatus) {
 	for _, f := range a.s.cfg.Forges {
 		b := a.s.forges[f.Name].Budget()
 		st := api.ForgeStatus{Name: f.Name, Type: f.Type, Up: true, Spent: map[string]int64{}}
+		if err := a.s.forges[f.Name].Trouble(); err != nil {
+			st.Up, st.Reason = false, gpuserver.PublicText(err)
+		}
 		for _, c := range b.Classes {
 			st.Spent[c.Class.String()] = c.Points
 		}
 		if b.Until.After(time.Now()) {
-			st.LimitedUntil, st.Reason = b.Until, "its rate limit; it is asked again then"
+			st.LimitedUntil = b.Until
+			st.Reason = cmp.Or(st.Reason, "its rate limit; it is asked again then")
 		}
 		for _, p := range b.Primary {
 			if p.Limit > 0 && (st.Limit == 0 || int64(p.Remaining) < st.Remaining) {

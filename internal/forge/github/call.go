@@ -63,7 +63,8 @@ type answer struct {
 // failed for no fault of ours are made again; nothing else ever is (net/http
 // repeats a POST only if no byte of it was sent), except after a 401, which says
 // that the call was not made.
-func (f *Forge) do(ctx context.Context, c call, out any) (answer, error) {
+func (f *Forge) do(ctx context.Context, c call, out any) (_ answer, err error) {
+	defer func() { f.health.note(ctx, err) }()
 	renewed := false
 	for try := 1; ; try++ {
 		a, err := f.once(ctx, c, out)

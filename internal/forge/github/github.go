@@ -62,6 +62,7 @@ type Forge struct {
 	base   *url.URL
 	client *http.Client
 	budget *budget
+	health health
 	app    *appKey
 
 	ctx  context.Context // of renewals in the background
