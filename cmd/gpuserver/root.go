@@ -18,6 +18,7 @@ func commands() []*cobra.Command {
 		newJobCommand(),
 		newVMCommand(),
 		newImageCommand(),
+		newHostCommand(),
 		newForgeCommand(),
 		newCirunCommand(),
 		newConfigCommand(),
