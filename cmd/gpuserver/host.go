@@ -25,9 +25,10 @@ func newHostCommand() *cobra.Command {
 		Long: `A VM can have a GPU only with all of its IOMMU group: the smallest set of devices
 that the hardware keeps apart. These commands read the machine's own files and say
 which cards that leaves, and why not the others. The service need not run.`,
-		Example: `  gpuserver host inspect`,
+		Example: `  gpuserver host inspect
+  gpuserver host render nova`,
 	})
-	cmd.AddCommand(newHostInspectCommand())
+	cmd.AddCommand(newHostInspectCommand(), newHostRenderCommand())
 	return cmd
 }
 
@@ -170,7 +171,7 @@ func inspectHost(files *hostFiles, capture string) (*hostprep.Host, error) {
 	}
 	defer done()
 	if capture == "" {
-		return hostprep.Inspect(sys, proc)
+		return hostprep.Inspect(sys, proc, pci.MachineNames())
 	}
 	recSys, recProc := pci.NewRecorder(sys), (*pci.Recorder)(nil)
 	var read fs.FS
@@ -178,7 +179,7 @@ func inspectHost(files *hostFiles, capture string) (*hostprep.Host, error) {
 		recProc = pci.NewRecorder(proc)
 		read = recProc
 	}
-	h, err := hostprep.Inspect(recSys, read)
+	h, err := hostprep.Inspect(recSys, read, pci.MachineNames())
 	if err != nil {
 		return nil, err
 	}

@@ -97,3 +97,37 @@ func TestHostInspectMistakes(t *testing.T) {
 		}
 	}
 }
+
+// The seed's four addresses, and files that are not replaced unasked.
+func TestHostRender(t *testing.T) {
+	root, dir := pcitest.Write(t, pcitest.Seed("vfio-pci")), t.TempDir()
+	status, out, errs := run(t, "host", "render", "nova", "--sysfs", root)
+	want := `device_spec = [{"address":"0000:27:00.0"},{"address":"0000:44:00.0"},{"address":"0000:a3:00.0"},{"address":"0000:c3:00.0"}]` + "\n"
+	if status != 0 || !strings.Contains(out, want) {
+		t.Errorf("status %d, stderr %q, stdout:\n%s", status, errs, out)
+	}
+	kolla := func(more ...string) (int, string, string) {
+		return run(t, append([]string{"host", "render", "kolla", dir, "--sysfs", root, "--host", "gpu1"}, more...)...)
+	}
+	if status, out, errs := kolla(); status != 0 || strings.Count(out, "wrote ") != 3 {
+		t.Errorf("status %d, stdout %q, stderr %q", status, out, errs)
+	}
+	if status, out, _ := kolla(); status != 0 || !strings.Contains(out, "nothing to do") {
+		t.Errorf("a second time: status %d, stdout %q", status, out)
+	}
+	mine := filepath.Join(dir, "nova/gpu1/nova.conf")
+	if err := os.WriteFile(mine, []byte("[DEFAULT]\n"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if status, _, errs := kolla(); status == 0 || !strings.Contains(errs, mine) {
+		t.Errorf("over another's file: status %d, stderr %q", status, errs)
+	}
+	if status, _, errs := kolla("--force"); status != 0 {
+		t.Errorf("with --force: status %d, stderr %q", status, errs)
+	}
+	for _, args := range [][]string{{"--alias", "v100"}, {"--alias", "10de:1db4="}} {
+		if status, _, errs := run(t, append([]string{"host", "render", "nova", "--sysfs", root}, args...)...); status != exitUsage || !strings.Contains(errs, "is not of the form") {
+			t.Errorf("%v: status %d, stderr %q", args, status, errs)
+		}
+	}
+}

@@ -38,9 +38,9 @@ type CPU struct {
 }
 
 // Inspect reads a machine's files: sys stands for /sys, proc for /proc or is nil.
-// Errors are those of pci.Read.
-func Inspect(sys, proc fs.FS) (*Host, error) {
-	inv, err := pci.Read(sys)
+// names are as for pci.Read, and so are errors.
+func Inspect(sys, proc fs.FS, names pci.Names) (*Host, error) {
+	inv, err := pci.Read(sys, names)
 	if err != nil {
 		return nil, err
 	}

@@ -39,7 +39,7 @@ func TestInspect(t *testing.T) {
 			if tt.prepare != nil {
 				tt.prepare(root)
 			}
-			h, err := Inspect(os.DirFS(root), fstest.MapFS{"cpuinfo": {Data: []byte(tt.cpuinfo)}})
+			h, err := Inspect(os.DirFS(root), fstest.MapFS{"cpuinfo": {Data: []byte(tt.cpuinfo)}}, nil)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -56,7 +56,7 @@ func TestInspect(t *testing.T) {
 func TestWarnings(t *testing.T) {
 	root := pcitest.Write(t, pcitest.ACSOverride())
 	proc := fstest.MapFS{"cmdline": {Data: []byte("root=/dev/sda1 amd_iommu=on iommu=pt pcie_acs_override=downstream,multifunction vfio_iommu_type1.allow_unsafe_interrupts=1\n")}}
-	h, err := Inspect(os.DirFS(root), proc)
+	h, err := Inspect(os.DirFS(root), proc, nil)
 	if err != nil {
 		t.Fatal(err)
 	}

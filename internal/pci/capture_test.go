@@ -29,7 +29,7 @@ func TestCapture(t *testing.T) {
 			write(t, root, filepath.Join(device, "vpd"), "serial number 1234")
 			write(t, root, filepath.Join(device, "config"), string(must(os.ReadFile(filepath.Join(root, device, "config"))))+"capabilities")
 			rec := NewRecorder(open(t, root))
-			want, err := Read(rec)
+			want, err := Read(rec, nil)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -37,7 +37,7 @@ func TestCapture(t *testing.T) {
 			if bytes.Contains(packed, []byte("1234")) || bytes.Contains(packed, []byte("capabilities")) {
 				t.Error("the capture holds what was not read")
 			}
-			got, err := Read(open(t, filepath.Join(unpack(t, packed), "sys")))
+			got, err := Read(open(t, filepath.Join(unpack(t, packed), "sys")), nil)
 			if err != nil {
 				t.Fatal(err)
 			}

@@ -51,7 +51,7 @@ func (r *reader) device(dir, name string) Device {
 		}
 	}
 	d.Header, d.Dead = a.config()
-	d.Model = modelName(d.VendorID, d.DeviceID)
+	d.Model = modelName(r.names, d.VendorID, d.DeviceID)
 	return d
 }
 
@@ -67,7 +67,9 @@ func (a attributes) problem(name, text string) { a.reader.problem(path.Join(a.di
 // problem if it cannot be read.
 func (a attributes) text(name string) string { return a.reader.text(path.Join(a.dir, name)) }
 
-func (r *reader) text(name string) string { return strings.TrimSpace(string(r.bytes(name, maxAttribute))) }
+func (r *reader) text(name string) string {
+	return strings.TrimSpace(string(r.bytes(name, maxAttribute)))
+}
 
 // bytes gives at most limit bytes of a file, nil if it is absent.
 func (r *reader) bytes(name string, limit int64) []byte {

@@ -8,23 +8,35 @@ import (
 	"github.com/jaypipes/pcidb/types"
 )
 
-// database is the machine's PCI ID list (Debian's package pci.ids), read once;
-// nil if there is none. It is never fetched from anywhere.
-var database = sync.OnceValue(func() *pcidb.PCIDB {
-	no := false // its default obeys the environment
-	db, err := pcidb.New(&types.WithOption{EnableNetworkFetch: &no})
-	if err != nil {
-		return nil
-	}
-	return db
-})
+// Names gives the name of a device by the numbers of vendor and device, four
+// hexadecimal digits each; "" if it knows none.
+type Names func(vendor, device string) string
 
-// modelName gives a device's name: from the machine's list, else from ours, else
-// its numbers.
-func modelName(vendor, device string) string {
-	if db := database(); db != nil {
-		if p := db.Products[vendor+device]; p != nil {
-			return p.Name
+// MachineNames gives the names of this machine's PCI ID list (Debian's package
+// pci.ids), which is read at most once. It is never fetched from anywhere.
+func MachineNames() Names {
+	database := sync.OnceValue(func() *pcidb.PCIDB {
+		no := false // its default obeys the environment
+		db, err := pcidb.New(&types.WithOption{EnableNetworkFetch: &no})
+		if err != nil {
+			return nil // there is none
+		}
+		return db
+	})
+	return func(vendor, device string) string {
+		if db := database(); db != nil && db.Products[vendor+device] != nil {
+			return db.Products[vendor+device].Name
+		}
+		return ""
+	}
+}
+
+// modelName gives a device's name: from the given list, else from ours, else its
+// numbers.
+func modelName(list Names, vendor, device string) string {
+	if list != nil {
+		if name := list(vendor, device); name != "" {
+			return name
 		}
 	}
 	if name := cards[vendor+device]; name != "" {

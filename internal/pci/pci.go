@@ -74,9 +74,9 @@ type Device struct {
 	// Dead says that the configuration space reads all ones, which is what a
 	// device answers that has fallen off the bus.
 	Dead      bool   `json:"dead,omitempty"`
-	BootVGA   bool   `json:"boot_vga,omitempty"`      // the firmware shows the console on it
-	TotalVFs  int    `json:"sriov_totalvfs"`          // virtual functions that it could have
-	VirtualOf string `json:"virtual_of,omitempty"`    // it is a virtual function of that device
+	BootVGA   bool   `json:"boot_vga,omitempty"`   // the firmware shows the console on it
+	TotalVFs  int    `json:"sriov_totalvfs"`       // virtual functions that it could have
+	VirtualOf string `json:"virtual_of,omitempty"` // it is a virtual function of that device
 }
 
 // Header is the layout of a configuration space (PCI Express Base Specification,

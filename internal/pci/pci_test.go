@@ -33,7 +33,7 @@ func read(t *testing.T, m pcitest.Machine, change func(root string)) *Inventory 
 	if change != nil {
 		change(root)
 	}
-	inv, err := Read(open(t, root))
+	inv, err := Read(open(t, root), nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -268,8 +268,14 @@ func TestAbsentFiles(t *testing.T) {
 func TestHalfWrittenFiles(t *testing.T) {
 	whole := read(t, pcitest.Seed("vfio-pci"), nil)
 	for _, tt := range []struct{ name, text string }{
-		{"vendor", "0x10"}, {"class", "0x03"}, {"class", "display"}, {"numa_node", "zero"}, {"max_link_speed", "fast"},
-		{"config", "\xde\x10\xb4"}, {"resource", "0x0000000000000010 0x0000000000000000 0x0000000000040200"}, {"resource", "0x00"},
+		{"vendor", "0x10"},
+		{"class", "0x03"},
+		{"class", "display"},
+		{"numa_node", "zero"},
+		{"max_link_speed", "fast"},
+		{"config", "\xde\x10\xb4"},
+		{"resource", "0x0000000000000010 0x0000000000000000 0x0000000000040200"},
+		{"resource", "0x00"},
 	} {
 		t.Run(tt.name+" "+tt.text, func(t *testing.T) {
 			file := "bus/pci/devices/0000:44:00.0/" + tt.name
@@ -285,7 +291,7 @@ func TestHalfWrittenFiles(t *testing.T) {
 }
 
 func TestNoTree(t *testing.T) {
-	_, err := Read(open(t, t.TempDir()))
+	_, err := Read(open(t, t.TempDir()), nil)
 	if gpuserver.KindOf(err) != gpuserver.KindInvalid || !strings.Contains(gpuserver.PublicText(err), "stands for /sys") {
 		t.Errorf("an empty folder: %v", err)
 	}
@@ -336,10 +342,10 @@ func TestGroupsThatChange(t *testing.T) {
 			delete(m, fmt.Sprintf("kernel/iommu_groups/%d/devices/0000:44:00.0/ok", n-1))
 		}}
 	}
-	if inv, err := Read(tree(3)); err != nil || len(inv.Slots) != 1 {
+	if inv, err := Read(tree(3), nil); err != nil || len(inv.Slots) != 1 {
 		t.Errorf("a tree that came to rest: %v", err)
 	}
-	if _, err := Read(tree(1000)); gpuserver.KindOf(err) != gpuserver.KindUnavailable {
+	if _, err := Read(tree(1000), nil); gpuserver.KindOf(err) != gpuserver.KindUnavailable {
 		t.Errorf("a tree that never rests: %v, want KindUnavailable", err)
 	}
 }

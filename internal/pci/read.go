@@ -27,14 +27,15 @@ const readings = 5
 
 // Read reads a tree; sys is the root that stands for /sys. It follows the tree's
 // own symbolic links, so sys has to implement fs.ReadLinkFS (os.Root.FS and
-// os.DirFS do).
+// os.DirFS do). names tells what devices are called; with nil, only the usual
+// cards have a name.
 //
 // What is absent or makes no sense is unknown, and told in Inventory.Problems.
 // An error is KindInvalid if the tree has no PCI devices at all, KindUnavailable
 // if it changed at each of several readings.
-func Read(sys fs.FS) (*Inventory, error) {
+func Read(sys fs.FS, names Names) (*Inventory, error) {
 	for range readings {
-		r := reader{fsys: sys}
+		r := reader{fsys: sys, names: names}
 		if inv, again := r.read(); !again {
 			if inv == nil {
 				return nil, r.fatal
@@ -49,6 +50,7 @@ func Read(sys fs.FS) (*Inventory, error) {
 // reader reads a tree once.
 type reader struct {
 	fsys     fs.FS
+	names    Names
 	problems []Problem
 	fatal    error
 }

@@ -36,8 +36,8 @@ type Device struct {
 	Group   int
 	NUMA    int
 	Driver  string
-	Bridge  bool // the header's type is 1
-	Link    string // "CURRENT-SPEED xWIDTH MAX-SPEED xWIDTH", as "2.5 x16 8.0 x16"
+	Bridge  bool     // the header's type is 1
+	Link    string   // "CURRENT-SPEED xWIDTH MAX-SPEED xWIDTH", as "2.5 x16 8.0 x16"
 	BARs    []uint64 // sizes in bytes, 0 is an unused one; above 4 GiB where they fit
 	Reset   string   // reset_method
 	BootVGA bool
