@@ -74,12 +74,13 @@ const maxGroup = 256
 
 // Open opens (and makes or migrates) the database file at path. The folder must
 // exist. Only one process may have it open; a second Open of the same file in
-// another process fails with KindConflict.
+// another process fails with KindConflict. A folder that is missing or that cannot
+// be written in is KindUnavailable.
 func Open(ctx context.Context, path string) (*DB, error) {
 	const op = "store: open"
 	lock, err := lockFile(path + ".lock")
 	if err != nil {
-		return nil, &gpuserver.Error{Kind: gpuserver.KindConflict, Op: op, Public: path + " is in use by another gpuserver; stop that one first", Err: err}
+		return nil, lockError(path, err)
 	}
 	db := &DB{
 		path: path, now: time.Now,

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -176,6 +177,16 @@ func TestSecondServerIsRefused(t *testing.T) {
 	reopen(t, path)
 	if _, err := store.Open(t.Context(), path); gpuserver.KindOf(err) != gpuserver.KindConflict {
 		t.Errorf("got %v, want a conflict", err)
+	}
+}
+
+// A folder that cannot be used is no second server: who is told to stop another
+// one looks for it in vain.
+func TestFolderThatCannotBeUsed(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "none")
+	_, err := store.Open(t.Context(), filepath.Join(dir, "gpuserver.db"))
+	if gpuserver.KindOf(err) != gpuserver.KindUnavailable || !strings.Contains(gpuserver.PublicText(err), dir) || strings.Contains(err.Error(), "another gpuserver") {
+		t.Errorf("got %s: %v", gpuserver.KindOf(err), err)
 	}
 }
 
