@@ -2,6 +2,7 @@ package intake
 
 import (
 	"context"
+	"errors"
 	"sync"
 	"time"
 
@@ -118,36 +119,110 @@ func (f *Feed) lookSince(ctx context.Context, fn func(context.Context, []Past) (
 	}
 }
 
-// unseen reports whether a delivery is not stored yet.
-func (f *Feed) unseen(ctx context.Context, guid string) bool {
-	seen := false
-	err := f.Intake.DB.View(ctx, func(tx *store.Tx) (err error) { seen, err = tx.SeenDelivery(f.Name, guid); return err })
-	return err == nil && !seen
+// seen reports whether a delivery is stored already. A store that cannot be read
+// is an error: taken for either answer, the look would go on past the delivery,
+// or pay for it again.
+func (f *Feed) seen(ctx context.Context, guid string) (seen bool, err error) {
+	err = f.Intake.DB.View(ctx, func(tx *store.Tx) (err error) { seen, err = tx.SeenDelivery(f.Name, guid); return err })
+	return seen, err
 }
 
-// pull fetches and accepts the deliveries that are not stored yet.
+// failuresInARow is how many deliveries or repositories in a row may fail until
+// the forge, and not one of them, is taken to be at fault.
+const failuresInARow = 3
+
+// pull fetches and accepts the deliveries that are not stored yet. One that the
+// forge cannot give now keeps no other waiting: it stays open, and is asked for
+// again after ever longer pauses.
 func (f *Feed) pull(ctx context.Context, past []Past) (open time.Time, err error) {
+	f.forget()
+	failed := 0
 	for _, p := range past {
-		if !p.Job || !f.unseen(ctx, p.GUID) {
+		if !p.Job {
 			continue
 		}
-		d, err := f.Forge.Fetch(ctx, p.ID)
-		if gpuserver.KindOf(err) == gpuserver.KindInvalid || gpuserver.KindOf(err) == gpuserver.KindNotFound {
-			f.Intake.Log.Warn("delivery cannot be used", "forge", f.Name, "guid", p.GUID, "err", err)
+		if seen, err := f.seen(ctx, p.GUID); err != nil {
+			return open, err
+		} else if seen {
 			continue
 		}
-		if err != nil {
-			return open, err
+		a := f.asked[p.GUID]
+		if time.Now().Before(a.next) {
+			open = earlier(open, p.At)
+			continue
 		}
-		d.Forge, d.GUID = f.Name, p.GUID
-		if d.ReceivedAt.IsZero() {
-			d.ReceivedAt = time.Now().UTC()
-		}
-		if _, err := f.Intake.Accept(ctx, d); err != nil {
+		switch err := f.fetch(ctx, p); {
+		case err == nil:
+			delete(f.asked, p.GUID)
+			failed = 0
+		case !isOne(err) || ctx.Err() != nil:
 			return open, err
+		default:
+			open = earlier(open, p.At)
+			f.asked[p.GUID] = asked{a.times + 1, time.Now().Add(min(f.PullEvery<<min(a.times, 10), time.Hour))}
+			if failed++; failed == failuresInARow {
+				return open, err
+			}
+			f.Intake.Log.Warn("delivery cannot be read yet", "forge", f.Name, "guid", p.GUID, "err", err)
 		}
 	}
 	return open, nil
+}
+
+// notStored is an error of ours, not of the forge.
+type notStored struct{ error }
+
+// Unwrap gives the cause.
+func (n notStored) Unwrap() error { return n.error }
+
+// isOne reports whether an error of the forge may be about one delivery or
+// repository alone.
+func isOne(err error) bool {
+	_, ours := errors.AsType[notStored](err)
+	return !ours && gpuserver.KindOf(err) != gpuserver.KindLimited
+}
+
+// fetch reads and accepts one delivery. One that can never be used is done.
+func (f *Feed) fetch(ctx context.Context, p Past) error {
+	d, err := f.Forge.Fetch(ctx, p.ID)
+	if gone(err) {
+		f.Intake.Log.Warn("delivery cannot be used", "forge", f.Name, "guid", p.GUID, "err", err)
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	d.Forge, d.GUID = f.Name, p.GUID
+	if d.ReceivedAt.IsZero() {
+		d.ReceivedAt = time.Now().UTC()
+	}
+	if _, err := f.Intake.Accept(ctx, d); err != nil {
+		return notStored{err}
+	}
+	return nil
+}
+
+// gone reports whether the forge will never answer otherwise.
+func gone(err error) bool {
+	k := gpuserver.KindOf(err)
+	return k == gpuserver.KindInvalid || k == gpuserver.KindNotFound
+}
+
+// earlier gives the earlier of two times, of which the first may be none.
+func earlier(a, b time.Time) time.Time {
+	if a.IsZero() || b.Before(a) {
+		return b
+	}
+	return a
+}
+
+// forget drops what was asked for so long ago that the forge has it no more.
+func (f *Feed) forget() {
+	for guid, a := range f.asked {
+		if time.Since(a.next) > keepsDeliveries {
+			delete(f.asked, guid)
+		}
+	}
 }
 
 // redeliver asks for failed deliveries again, each after twice the pause of the
@@ -157,28 +232,38 @@ func (f *Feed) redeliver(ctx context.Context, past []Past) (open time.Time, err 
 	for _, p := range past {
 		taken[p.GUID] = taken[p.GUID] || p.OK
 	}
-	for guid, a := range f.asked {
-		if time.Since(a.next) > keepsDeliveries {
-			delete(f.asked, guid)
-		}
-	}
+	f.forget()
+	failed := 0
 	for _, p := range past {
 		a := f.asked[p.GUID]
-		if !p.Job || taken[p.GUID] || a.times >= askAtMost || !f.unseen(ctx, p.GUID) {
+		if !p.Job || taken[p.GUID] || a.times >= askAtMost {
 			continue
 		}
-		if open.IsZero() || p.At.Before(open) {
-			open = p.At
+		if seen, err := f.seen(ctx, p.GUID); err != nil {
+			return open, err
+		} else if seen {
+			continue
 		}
+		open = earlier(open, p.At)
 		if time.Now().Before(a.next) {
 			continue
 		}
-		if err := f.Forge.Redeliver(ctx, p.ID); err != nil {
+		err := f.Forge.Redeliver(ctx, p.ID)
+		switch {
+		case err == nil:
+			failed = 0
+			f.repaired("redelivery")
+			f.Intake.Log.Warn("failed delivery asked for again", "forge", f.Name, "guid", p.GUID)
+		case !isOne(err) || ctx.Err() != nil:
+			return open, err
+		default: // this one; the others may be had
+			f.Intake.Log.Warn("failed delivery cannot be had again", "forge", f.Name, "guid", p.GUID, "err", err)
+		}
+		if err == nil || gone(err) || gpuserver.KindOf(err) == gpuserver.KindConflict {
+			f.asked[p.GUID] = asked{a.times + 1, time.Now().Add(f.RetryEvery << a.times)}
+		} else if failed++; failed == failuresInARow {
 			return open, err
 		}
-		f.asked[p.GUID] = asked{a.times + 1, time.Now().Add(f.RetryEvery << a.times)}
-		f.repaired("redelivery")
-		f.Intake.Log.Warn("failed delivery asked for again", "forge", f.Name, "guid", p.GUID)
 	}
 	return open, nil
 }
@@ -189,26 +274,36 @@ func (f *Feed) repaired(kind string) {
 	}
 }
 
-// listRuns applies the queued jobs of repositories seen recently.
+// listRuns applies the queued jobs of repositories seen recently. One that the
+// forge does not answer for (its installation is suspended, say) keeps no other
+// from being looked at.
 func (f *Feed) listRuns(ctx context.Context) {
 	var repos []store.SeenRepo
 	_ = f.Intake.DB.View(ctx, func(tx *store.Tx) (err error) {
 		repos, err = tx.SeenRepos(f.Name, tx.Now.Add(-f.RunsFor))
 		return err
 	})
+	failed := 0
 	for _, r := range repos {
 		repo := forge.Repo{Name: r.Name, ID: r.RepoID, InstallationID: r.InstallationID}
 		jobs, err := f.Forge.QueuedJobs(ctx, repo)
-		if gpuserver.KindOf(err) == gpuserver.KindNotFound {
+		switch {
+		case ctx.Err() != nil:
+			return
+		case gpuserver.KindOf(err) == gpuserver.KindNotFound:
 			_ = f.Intake.DB.Update(ctx, func(tx *store.Tx) error { return tx.ForgetRepo(f.Name, r.Name) })
 			continue
-		}
-		if err != nil {
-			if ctx.Err() == nil {
-				f.Intake.Log.Warn("queued jobs cannot be listed", "forge", f.Name, "repo", r.Name, "err", err)
+		case err != nil:
+			f.Intake.Log.Warn("queued jobs cannot be listed", "forge", f.Name, "repo", r.Name, "err", err)
+			if gone(err) || gpuserver.KindOf(err) == gpuserver.KindRefused {
+				continue
 			}
-			return
+			if failed++; failed == failuresInARow || !isOne(err) {
+				return
+			}
+			continue
 		}
+		failed = 0
 		for _, j := range jobs {
 			f.applyListed(ctx, repo, j)
 		}

@@ -107,6 +107,9 @@ func (in *Intake) apply(tx *store.Tx, d Delivery, ours bool) (Outcome, gpuserver
 		}
 		return OutcomeRecheck, id, err
 	case forge.EventRepoGone:
+		if id := d.Event.Repo.InstallationID; len(d.Event.Gone) == 0 && id != 0 {
+			return OutcomeOther, 0, tx.ForgetInstallation(d.Forge, id)
+		}
 		for _, r := range d.Event.Gone {
 			if err := tx.ForgetRepo(d.Forge, r.Name); err != nil {
 				return OutcomeOther, 0, err

@@ -204,7 +204,9 @@ type pastForge struct {
 	asked  []int64
 	fetch  map[int64]intake.Delivery
 	broken error
-	queued []forge.Job
+	of     map[string][]forge.Job // queued, by repository
+	no     map[int64]error        // why a delivery cannot be had
+	noRepo map[string]error       // why a repository cannot be listed
 }
 
 // change changes what it says while somebody may ask.
@@ -214,10 +216,10 @@ func (p *pastForge) change(fn func()) {
 	fn()
 }
 
-func (p *pastForge) QueuedJobs(context.Context, forge.Repo) ([]forge.Job, error) {
+func (p *pastForge) QueuedJobs(_ context.Context, repo forge.Repo) ([]forge.Job, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return p.queued, p.broken
+	return p.of[repo.Name], p.noRepo[repo.Name]
 }
 
 func (p *pastForge) Past(_ context.Context, since time.Time) ([]intake.Past, error) {
@@ -236,6 +238,9 @@ func (p *pastForge) Past(_ context.Context, since time.Time) ([]intake.Past, err
 func (p *pastForge) Fetch(_ context.Context, id int64) (intake.Delivery, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	if err := p.no[id]; err != nil {
+		return intake.Delivery{}, err
+	}
 	d, ok := p.fetch[id]
 	if !ok {
 		return d, gpuserver.Errorf(gpuserver.KindInvalid, "delivery %d cannot be understood", id)
@@ -247,7 +252,7 @@ func (p *pastForge) Redeliver(_ context.Context, id int64) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.asked = append(p.asked, id)
-	return nil
+	return p.no[id]
 }
 
 // TestFailedDeliveryIsAskedForUntilItIsTaken repeats a redelivery that failed,

@@ -221,6 +221,12 @@ func (tx *Tx) ForgetRepo(forge, name string) error {
 	return tx.exec(`DELETE FROM repos WHERE forge = ? AND name = ?`, forge, name)
 }
 
+// ForgetInstallation drops the repositories that were reached through an
+// installation of ours that is gone.
+func (tx *Tx) ForgetInstallation(forge string, id int64) error {
+	return tx.exec(`DELETE FROM repos WHERE forge = ? AND installation_id = ?`, forge, id)
+}
+
 // SeenRepos gives the repositories of a forge seen since a time, latest first.
 func (tx *Tx) SeenRepos(forge string, since time.Time) (rs []SeenRepo, err error) {
 	err = tx.each(`SELECT forge, name, repo_id, installation_id, seen_at FROM repos WHERE forge = ? AND seen_at >= ? ORDER BY seen_at DESC`, []any{forge, nanos(since)}, func(r scanner) error {
