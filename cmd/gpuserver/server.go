@@ -91,6 +91,7 @@ func newServer(ctx context.Context, cfg *config.Config, log *slog.Logger) (s *se
 func (s *server) wire(ctx context.Context) (err error) {
 	s.intake = &intake.Intake{
 		DB: s.db, Redecide: fleet.Redecide, Log: s.log,
+		Disk:    &intake.DiskGuard{Dir: string(s.cfg.Server.DataDir), MinFree: minFreeDisk, Log: s.log},
 		Ours:    func(name string, repo forge.Repo, labels []string) bool { return s.admission.Ours(name, repo, labels) },
 		Observe: func(name string, out intake.Outcome) { s.metrics.Delivery(name, string(out)) },
 	}
@@ -258,10 +259,9 @@ func (s *server) Close() {
 func (s *server) listen() error {
 	l := s.cfg.Server.Listen
 	hooks := http.NewServeMux()
-	disk := &intake.DiskGuard{Dir: string(s.cfg.Server.DataDir), MinFree: minFreeDisk}
 	for i := range s.cfg.Forges {
 		f := &s.cfg.Forges[i]
-		h := s.intake.Handler(f.Name, hookReader{s.forges[f.Name]}, disk)
+		h := s.intake.Handler(f.Name, hookReader{s.forges[f.Name]})
 		hooks.Handle("/webhooks/"+f.Name, h)
 		if len(s.cfg.Forges) == 1 {
 			hooks.Handle("/webhook", h)

@@ -278,6 +278,9 @@ func (f *Feed) repaired(kind string) {
 // forge does not answer for (its installation is suspended, say) keeps no other
 // from being looked at.
 func (f *Feed) listRuns(ctx context.Context) {
+	if !f.Intake.Disk.Room() {
+		return // what would be found could not be stored
+	}
 	var repos []store.SeenRepo
 	_ = f.Intake.DB.View(ctx, func(tx *store.Tx) (err error) {
 		repos, err = tx.SeenRepos(f.Name, tx.Now.Add(-f.RunsFor))

@@ -43,7 +43,9 @@ type Intake struct {
 	Redecide func(tx *store.Tx, j *gpuserver.Job, why string) error
 	// Observe is told what became of each delivery; nil: nobody is.
 	Observe func(forgeName string, out Outcome)
-	Log     *slog.Logger
+	// Disk refuses what is new while the disk is nearly full; nil: never.
+	Disk *DiskGuard
+	Log  *slog.Logger
 }
 
 // Delivery is an event with the delivery that brought it.
@@ -59,6 +61,9 @@ type Delivery struct {
 // synced to disk. An error means that nothing was stored: answer 503, so that
 // the forge counts it as failed and it can be asked for again.
 func (in *Intake) Accept(ctx context.Context, d Delivery) (out Outcome, err error) {
+	if !in.Disk.Room() {
+		return out, errDiskFull
+	}
 	ours := d.Event.Kind != forge.EventJob || in.Ours(d.Forge, d.Event.Job.Repo, d.Event.Job.Labels)
 	crashpoint.At("delivery.before")
 	err = in.DB.Update(ctx, func(tx *store.Tx) error {

@@ -2,9 +2,8 @@ package intake
 
 import (
 	"encoding/json"
+	"errors"
 	"net/http"
-	"sync/atomic"
-	"syscall"
 	"time"
 
 	"gpuserver"
@@ -25,7 +24,7 @@ type Verifier interface {
 //
 //	202 stored · 200 nothing to us, or seen before · 400 not understood
 //	401 wrong signature · 413 too large · 503 cannot be stored now
-func (in *Intake) Handler(forgeName string, v Verifier, disk *DiskGuard) http.Handler {
+func (in *Intake) Handler(forgeName string, v Verifier) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		at := time.Now().UTC()
 		if r.Method != http.MethodPost {
@@ -44,16 +43,14 @@ func (in *Intake) Handler(forgeName string, v Verifier, disk *DiskGuard) http.Ha
 			answer(w, status, gpuserver.PublicText(err))
 			return
 		}
-		if !disk.Room() {
-			answer(w, http.StatusServiceUnavailable, "the disk of the database is nearly full; the delivery was not stored")
-			return
-		}
 		out, err := in.Accept(r.Context(), Delivery{Forge: forgeName, GUID: guid, Event: e, Body: body, ReceivedAt: at})
 		switch {
 		case err != nil:
-			in.Log.Error("delivery not stored", "forge", forgeName, "guid", guid, "err", err)
+			if !errors.Is(err, errDiskFull) { // of which the guard has told, once
+				in.Log.Error("delivery not stored", "forge", forgeName, "guid", guid, "err", err)
+			}
 			w.Header().Set("Retry-After", "30")
-			answer(w, http.StatusServiceUnavailable, "the delivery was not stored")
+			answer(w, http.StatusServiceUnavailable, "the delivery was not stored: "+gpuserver.PublicText(err))
 		case out == OutcomeJob || out == OutcomeRecheck:
 			answer(w, http.StatusAccepted, string(out))
 		default:
@@ -69,31 +66,4 @@ func answer(w http.ResponseWriter, status int, text string) {
 	w.Header().Set("Content-Type", "application/json")
 	w.WriteHeader(status)
 	_, _ = w.Write(b)
-}
-
-// DiskGuard says whether there is room for the database to grow, so that
-// deliveries are refused before SQLite meets a full disk. It asks the file
-// system at most once a second. The zero value always says yes.
-type DiskGuard struct {
-	Dir     string // a folder on the database's file system
-	MinFree uint64 // bytes
-
-	next atomic.Int64 // Unix nanoseconds
-	full atomic.Bool
-}
-
-// Room reports whether MinFree bytes are free.
-func (g *DiskGuard) Room() bool {
-	if g == nil || g.Dir == "" {
-		return true
-	}
-	now := time.Now().UnixNano()
-	next := g.next.Load()
-	if now >= next && g.next.CompareAndSwap(next, now+int64(time.Second)) {
-		var st syscall.Statfs_t
-		if err := syscall.Statfs(g.Dir, &st); err == nil {
-			g.full.Store(st.Bavail*uint64(st.Bsize) < g.MinFree)
-		}
-	}
-	return !g.full.Load()
 }

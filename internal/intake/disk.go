@@ -1,0 +1,54 @@
+package intake
+
+import (
+	"log/slog"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"gpuserver"
+)
+
+// errDiskFull is given instead of storing something new.
+var errDiskFull = gpuserver.Errorf(gpuserver.KindUnavailable, "the disk of the database is nearly full")
+
+// DiskGuard says whether there is room for the database to grow, so that
+// deliveries are refused before SQLite meets a full disk. It asks the file
+// system at most once a second. The zero value always says yes.
+type DiskGuard struct {
+	Dir     string       // a folder on the database's file system
+	MinFree uint64       // bytes
+	Log     *slog.Logger // told when the room ends and when there is some again; nil: nobody is
+
+	next atomic.Int64 // Unix nanoseconds
+	full atomic.Bool
+}
+
+// Room reports whether MinFree bytes are free.
+func (g *DiskGuard) Room() bool {
+	if g == nil || g.Dir == "" {
+		return true
+	}
+	now := time.Now().UnixNano()
+	next := g.next.Load()
+	if now >= next && g.next.CompareAndSwap(next, now+int64(time.Second)) {
+		var st syscall.Statfs_t
+		if err := syscall.Statfs(g.Dir, &st); err == nil {
+			free := st.Bavail * uint64(st.Bsize)
+			if full := free < g.MinFree; g.full.Swap(full) != full {
+				g.tell(full, free)
+			}
+		}
+	}
+	return !g.full.Load()
+}
+
+func (g *DiskGuard) tell(full bool, free uint64) {
+	switch {
+	case g.Log == nil:
+	case full:
+		g.Log.Error("disk nearly full: deliveries are refused until there is room again", "dir", g.Dir, "free", free, "needed", g.MinFree)
+	default:
+		g.Log.Info("disk has room again: deliveries are accepted", "dir", g.Dir, "free", free)
+	}
+}
