@@ -41,6 +41,7 @@ func (k *checker) check() {
 	k.server()
 	k.forges()
 	k.clouds()
+	k.agents()
 	k.flavors()
 	k.images()
 	k.tokens()

@@ -1,6 +1,7 @@
 package config
 
 import (
+	"net"
 	"net/netip"
 	"path/filepath"
 	"reflect"
@@ -101,6 +102,46 @@ func (k *checker) apart() {
 			}
 		}
 	}
+}
+
+// agents checks that the guests of libvirt's networks reach the agent listener:
+// of the host they reach nothing but the first address of their network, and a
+// VM whose agent cannot report is given up after minutes, without a word of why.
+func (k *checker) agents() {
+	s := &k.c.Server
+	host, port, err := net.SplitHostPort(string(s.Listen.Agent))
+	if err != nil || s.AgentURL != "" { // none, or they are told another way
+		return
+	}
+	ip, _ := netip.ParseAddr(host)
+	served := "" // the cloud whose guests reach it
+	for i := range k.c.Clouds {
+		l, path := k.c.Clouds[i].Libvirt, index("clouds", i)
+		if l == nil || !l.Network.CIDR.IsValid() {
+			continue
+		}
+		first := hostOf(l.Network.CIDR)
+		switch {
+		case ip.IsValid() && (ip == first || ip == hostOf(l.Network.CIDR6)):
+			served = path
+			if port == "0" {
+				k.bad("server.listen.agent", "guests are let through to a fixed port; give one, such as %s", net.JoinHostPort(host, "8441"))
+			}
+		case served != "":
+			k.bad(path+".libvirt.network.cidr", "one agent listener serves the guests of one libvirt cloud, which is %s; give server.agent_url if those of this one reach it another way", served)
+		default:
+			k.bad(path+".libvirt.network.cidr", "its guests reach the agent listener at %s only, and server.listen.agent is %s; make it %s, or give server.agent_url if they reach it another way",
+				first, s.Listen.Agent, net.JoinHostPort(first.String(), port))
+		}
+	}
+}
+
+// hostOf gives the host's address on a network: its first.
+func hostOf(p netip.Prefix) netip.Addr {
+	if !p.IsValid() {
+		return netip.Addr{}
+	}
+	return p.Masked().Addr().Next()
 }
 
 func overlap(a, b Network) bool {

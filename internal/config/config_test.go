@@ -150,6 +150,19 @@ func TestMistakes(t *testing.T) {
 		{"host bits", strings.Replace(small, "type: libvirt}", "type: libvirt, libvirt: {network: {cidr: 10.1.2.3/24}}}", 1), []string{"2:60: clouds[0].libvirt.network.cidr: 10.1.2.3/24 has bits of a host set; did you mean 10.1.2.0/24?"}},
 		{"IPv6 for IPv4", strings.Replace(small, "type: libvirt}", "type: libvirt, libvirt: {network: {cidr: 'fd00::/64'}}}", 1), []string{"2:60: clouds[0].libvirt.network.cidr: give an IPv4 range of /8 to /29, such as 192.168.77.0/24"}},
 		{"two networks in one range", strings.Replace(small, "flavors:\n", "  - {name: b, type: libvirt, libvirt: {dir: /b, network: {name: b, bridge: b}}}\nflavors:\n", 1), []string{"3:58: clouds[1].libvirt.network.cidr: its ranges overlap those of clouds[0]"}},
+		{
+			"agents that do not reach us", strings.Replace(small, "type: libvirt}", "type: libvirt, libvirt: {network: {cidr: 10.1.2.0/24}}}", 1),
+			[]string{"2:60: clouds[0].libvirt.network.cidr: its guests reach the agent listener at 10.1.2.1 only, and server.listen.agent is 192.168.77.1:8441; make it 10.1.2.1:8441, or give server.agent_url if they reach it another way"},
+		},
+		{
+			"agent listener everywhere", with("server: {listen: {agent: \":8441\"}}\n"),
+			[]string{"2:5: clouds[0].libvirt.network.cidr: its guests reach the agent listener at 192.168.77.1 only, and server.listen.agent is :8441; make it 192.168.77.1:8441, or give server.agent_url if they reach it another way"},
+		},
+		{
+			"agent listener of one network for two", strings.Replace(small, "flavors:\n", "  - {name: b, type: libvirt, libvirt: {dir: /b, network: {name: b, bridge: b, cidr: 10.1.2.0/24}}}\nflavors:\n", 1),
+			[]string{"3:85: clouds[1].libvirt.network.cidr: one agent listener serves the guests of one libvirt cloud, which is clouds[0]; give server.agent_url if those of this one reach it another way"},
+		},
+		{"agent listener without a port", with("server: {listen: {agent: \"192.168.77.1:0\"}}\n"), []string{"7:26: server.listen.agent: guests are let through to a fixed port; give one, such as 192.168.77.1:8441"}},
 		{"served twice", strings.Replace(small, "type: libvirt}", "type: libvirt, serves: [{cloud: aws}, {cloud: aws}]}", 1), []string{"2:57: clouds[0].serves[1]: this cloud and region stands here twice"}},
 		{"hash that is none", with("api: {tokens: [{name: a, role: admin, hash: hunter2}]}\n"), []string{"7:45: api.tokens[0].hash: not a SHA-256 in hex (64 digits 0-9a-f); printf %s TOKEN | sha256sum prints it"}},
 		{"token without secret", with("api: {tokens: [{name: a, role: admin}]}\n"), []string{"7:16: api.tokens[0]: give exactly one of hash and secret"}},
@@ -173,6 +186,20 @@ func TestMistakes(t *testing.T) {
 				t.Errorf("problems: -want +got\n%s\nfile:\n%s", diff, tt.file)
 			}
 		})
+	}
+}
+
+// What is right, though it is not usual.
+func TestNoMistakes(t *testing.T) {
+	for name, file := range map[string]string{
+		"agents by another way":    strings.Replace(small, "type: libvirt}", "type: libvirt, libvirt: {network: {cidr: 10.1.2.0/24}}}", 1) + "server: {agent_url: \"https://agents.example.org\"}\n",
+		"agents by IPv6":           strings.Replace(small, "type: libvirt}", "type: libvirt, libvirt: {network: {cidr6: \"fd77:1::/64\"}}}", 1) + "server: {listen: {agent: \"[fd77:1::1]:8441\"}}\n",
+		"another network":          strings.Replace(small, "type: libvirt}", "type: libvirt, libvirt: {network: {cidr: 10.1.2.0/24}}}", 1) + "server: {listen: {agent: \"10.1.2.1:9000\"}}\n",
+		"any port without libvirt": "clouds: [{name: f, type: fake}]\nflavors: [{name: f, vcpus: 1, memory: 1GiB, disk: 2GiB}]\nimages: [{name: i, fake: {}}]\nserver: {listen: {agent: \"127.0.0.1:0\"}}\n",
+	} {
+		if _, err := Parse([]byte(file), "gpuserver.yaml"); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
 	}
 }
 
