@@ -49,7 +49,7 @@ type Server struct {
 	PublicURL    URL           `json:"public_url,omitempty" jsonschema:"URL under which people reach the pages; check runs link to it. None: no link."`
 	AgentURL     URL           `json:"agent_url,omitempty" jsonschema:"URL under which guests reach the agent listener, if it is not http:// and listen.agent."`
 	Log          Log           `json:"log,omitempty" jsonschema:"The log, on standard error."`
-	DrainTimeout time.Duration `json:"drain_timeout,omitempty" range:"1s..10s" jsonschema:"How long a stopping server finishes what it is doing. Running jobs go on in their VMs and are taken up by the next start."`
+	DrainTimeout time.Duration `json:"drain_timeout,omitempty" range:"1s..9s" jsonschema:"How long a stopping server finishes what it is doing; it ends within 10s. Running jobs go on in their VMs and are taken up by the next start."`
 }
 
 // Listen says where the server listens. An empty address switches one off.

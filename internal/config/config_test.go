@@ -112,7 +112,8 @@ func TestMistakes(t *testing.T) {
 		{"no value", with("server: {name: }\n"), []string{"7:16: server.name has no value; give text or remove the key"}},
 		{"bad unit of time", with("jobs: {grace: 30 seconds}\n"), []string{`7:15: jobs.grace: bad duration "30 seconds": give a number with a unit (w, d, h, m, s, ms) and no space, such as 90s, 6h or 3d`}},
 		{"no unit of time", with("jobs: {grace: 30}\n"), []string{`7:15: jobs.grace: bad duration "30": give a number with a unit (w, d, h, m, s, ms) and no space, such as 90s, 6h or 3d`}},
-		{"time out of range", with("server: {drain_timeout: 1m}\n"), []string{"7:25: server.drain_timeout: out of range; it is from 1s to 10s"}},
+		{"time out of range", with("server: {drain_timeout: 1m}\n"), []string{"7:25: server.drain_timeout: out of range; it is from 1s to 9s"}},
+		{"no time left to close", with("server: {drain_timeout: 10s}\n"), []string{"7:25: server.drain_timeout: out of range; it is from 1s to 9s"}},
 		{
 			"bad unit of size", strings.Replace(small, "1GiB", "1GB", 1),
 			[]string{`4:33: flavors[0].memory: bad size "1GB": give a whole number with a unit (B, KiB, MiB, GiB, TiB) and no space, such as 12GiB`},
@@ -126,6 +127,7 @@ func TestMistakes(t *testing.T) {
 		{"alias", with("server: &x {name: a}\n"), []string{"7:9: server: anchors and aliases (& and *) are not read here; write the value out"}},
 		{"alias in a section of Cirun's", with("runners:\n  - &x {name: a}\n"), []string{"8:5: runners: anchors and aliases (& and *) are not read here; write the value out"}},
 		{"bad address", with("server: {listen: {api: localhost}}\n"), []string{`7:24: server.listen.api: bad address "localhost": give HOST:PORT with a port from 0 to 65535, such as 127.0.0.1:8442`}},
+		{"no host", with("server: {listen: {api: \"my host:80\"}}\n"), []string{`7:24: server.listen.api: bad address "my host:80": "my host" is neither an IP address nor a host's name`}},
 		{"one address twice", with("server: {listen: {api: \"127.0.0.1:8440\"}}\n"), []string{"7:24: server.listen.api: 127.0.0.1:8440 is the address of server.listen.webhooks too; give each listener its own"}},
 		{"bad URL", with("server: {public_url: ci.example.org}\n"), []string{"7:22: server.public_url: bad URL: give an absolute http or https one, such as https://ci.example.org"}},
 		{

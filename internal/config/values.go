@@ -20,12 +20,18 @@ type Path string
 // Address is a host and port to listen on, "" for none.
 type Address string
 
+// hostRE is an IP address, perhaps with a zone, a name, or nothing (any).
+var hostRE = regexp.MustCompile(`^[A-Za-z0-9:._%-]*$`)
+
 // UnmarshalText checks a listener's address.
 func (a *Address) UnmarshalText(text []byte) error {
 	if len(text) > 0 {
-		_, port, err := net.SplitHostPort(string(text))
+		host, port, err := net.SplitHostPort(string(text))
 		if n, perr := strconv.ParseUint(port, 10, 16); err != nil || perr != nil || n > 65535 {
 			return fmt.Errorf("bad address %q: give HOST:PORT with a port from 0 to 65535, such as 127.0.0.1:8442", text)
+		}
+		if !hostRE.MatchString(host) {
+			return fmt.Errorf("bad address %q: %q is neither an IP address nor a host's name", text, host)
 		}
 	}
 	*a = Address(text)
