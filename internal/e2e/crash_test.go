@@ -42,6 +42,28 @@ func TestKilledAtEachStep(t *testing.T) {
 	}
 }
 
+// TestKilledWhilePulling kills the service around a delivery that it fetched:
+// there is nobody who would send it again.
+func TestKilledWhilePulling(t *testing.T) {
+	t.Parallel()
+	for _, at := range []string{"delivery.before", "delivery.before:2", "delivery.commit", "delivery.commit:3"} {
+		t.Run(at, func(t *testing.T) {
+			t.Parallel()
+			w := newWorld(t, "")
+			w.withoutInbound()
+			w.serve("GPUSERVER_CRASH=" + at)
+			run := w.dispatch("alice", 2)
+			w.server.ended(t)
+			w.serve()
+			w.ranOnce(w.succeeded(run))
+			w.nothingLeft()
+			if n := w.creates(); n != 2 {
+				t.Errorf("%d create calls for 2 jobs", n)
+			}
+		})
+	}
+}
+
 // ranOnce checks that each job was given to a runner once, to one of its own.
 func (w *world) ranOnce(jobs []forgetest.Job) {
 	w.t.Helper()

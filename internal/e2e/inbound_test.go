@@ -233,9 +233,7 @@ func TestDroppedDeliveries(t *testing.T) {
 func TestSiteWithoutInbound(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t, "")
-	w.configure(forgetest.Settings{WebhookURL: ptr("")})
-	w.hooks = ""
-	w.ofForge = "    mode: pull\n    pull_every: 1s\n"
+	w.withoutInbound()
 	w.serve()
 	run := w.dispatch("alice", 3)
 	w.ranOnce(w.succeeded(run))
@@ -243,6 +241,15 @@ func TestSiteWithoutInbound(t *testing.T) {
 	for _, j := range run.Jobs {
 		w.jobIs(j.ID, gpuserver.JobDone)
 	}
+}
+
+// withoutInbound makes the site one that nothing reaches, and the forge one that
+// has no hook to call.
+func (w *world) withoutInbound() {
+	w.t.Helper()
+	w.configure(forgetest.Settings{WebhookURL: ptr("")})
+	w.hooks = ""
+	w.ofForge = "    mode: pull\n    pull_every: 1s\n"
 }
 
 // TestUnknownFieldsAreIgnored delivers an event of the future.
