@@ -44,6 +44,7 @@ type server struct {
 	feeds     []*intake.Feed
 	api       *api.API
 	metrics   *metrics.Metrics
+	tidier    *store.Tidier
 
 	listeners []*listener
 }
@@ -93,8 +94,9 @@ func (s *server) wire(ctx context.Context) (err error) {
 		DB: s.db, Redecide: fleet.Redecide, Log: s.log,
 		Disk:    &intake.DiskGuard{Dir: string(s.cfg.Server.DataDir), MinFree: minFreeDisk, Log: s.log},
 		Ours:    func(name string, repo forge.Repo, labels []string) bool { return s.admission.Ours(name, repo, labels) },
-		Observe: func(name string, out intake.Outcome) { s.metrics.Delivery(name, string(out)) },
+		Observe: func(name string, out intake.Outcome) { s.metrics.Delivery(name, string(out)); s.tidier.Came() },
 	}
+	s.tidier = s.newTidier()
 	s.admission = s.newAdmission()
 	if s.fleet, err = s.newFleet(ctx); err != nil {
 		return err
@@ -175,7 +177,7 @@ func (s *server) Run(ctx context.Context) error {
 	run(s.admission.Run)
 	run(s.fleet.Run)
 	run(s.checks.Run)
-	run(s.tidy)
+	run(s.tidier.Run)
 	for _, f := range s.feeds {
 		run(func(ctx context.Context) error { f.Run(ctx); return nil })
 	}
@@ -207,25 +209,12 @@ func (s *server) Run(ctx context.Context) error {
 // repaired counts a repair of a reconciler.
 func (s *server) repaired(kind string) { s.metrics.Repair(kind) }
 
-// tidy deletes what is older than its retention.
-func (s *server) tidy(ctx context.Context) error {
+// newTidier makes what deletes the things older than their retention.
+func (s *server) newTidier() *store.Tidier {
 	r := s.cfg.Retention
-	for {
-		for ctx.Err() == nil {
-			n, err := s.db.Prune(ctx, store.Limits{Deliveries: r.Deliveries, Jobs: r.Jobs, MaxDeliveries: 200_000, MaxBodies: 20_000})
-			if err != nil && ctx.Err() == nil {
-				s.log.Warn("old rows cannot be deleted", "err", err)
-			}
-			if n == 0 || err != nil {
-				break
-			}
-		}
-		s.fleet.PruneOutputs(r.Jobs)
-		select {
-		case <-ctx.Done():
-			return nil
-		case <-time.After(r.Every):
-		}
+	return &store.Tidier{
+		DB: s.db, Limits: store.Limits{Deliveries: r.Deliveries, Jobs: r.Jobs, MaxDeliveries: 200_000, MaxBodies: 20_000},
+		Every: r.Every, After: 20_000, Also: func() { s.fleet.PruneOutputs(r.Jobs) }, Log: s.log,
 	}
 }
 

@@ -252,7 +252,7 @@ type Limits struct {
 // of rows at a time, and gives freed pages back to the file system. It returns
 // how many rows it deleted; call it until that is 0.
 func (db *DB) Prune(ctx context.Context, l Limits) (deleted int64, err error) {
-	const batch = 2000
+	const batch = 250 // some 50 ms of the writer, for which deliveries wait
 	err = db.Update(ctx, func(tx *Tx) error {
 		deleted = 0
 		old := func(d time.Duration) int64 { return nanos(tx.Now.Add(-d)) }
@@ -280,8 +280,15 @@ func (db *DB) Prune(ctx context.Context, l Limits) (deleted int64, err error) {
 	if err != nil {
 		return 0, err
 	}
-	if deleted > 0 {
-		err = db.Update(ctx, func(tx *Tx) error { return tx.exec(`PRAGMA incremental_vacuum(4096)`) })
+	// With nothing left to delete the rest goes back, in steps as small.
+	for free := int64(1); free > 0 && err == nil; {
+		err = db.Update(ctx, func(tx *Tx) error {
+			if err := tx.exec(`PRAGMA incremental_vacuum(1024)`); err != nil || deleted > 0 {
+				free = 0
+				return err
+			}
+			return tx.one("list of free pages", `PRAGMA freelist_count`, nil, func(r scanner) error { return r.Scan(&free) })
+		})
 	}
 	return deleted, err
 }
