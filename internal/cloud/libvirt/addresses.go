@@ -11,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
+	"strings"
 
 	"gpuserver"
 )
@@ -61,6 +62,12 @@ func (p pool) all() []address {
 		list[i] = p.at(i + 1)
 	}
 	return list
+}
+
+// ports matches the names of all ports, and of nothing else, in a rule.
+func (p pool) ports() string {
+	prefix, _, _ := strings.Cut(p.at(1).tap, "-")
+	return prefix + "-*"
 }
 
 // claim takes a free address for a VM.

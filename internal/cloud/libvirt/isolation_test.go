@@ -177,6 +177,61 @@ func TestIsolation(t *testing.T) {
 		})
 	}
 	t.Run("a false source address", func(t *testing.T) { falseSource(t, d, a) })
+	applyRules(t, d)
+	t.Run("from elsewhere", func(t *testing.T) { fromElsewhere(t, d, b, bob6) })
+	t.Run("a port without its bridge", func(t *testing.T) { lostBridge(t, d, a) })
+}
+
+// fromElsewhere comes from the world, for which this host is a router: neither
+// the VMs nor the host's address on their bridge are there for it.
+func fromElsewhere(t *testing.T, d *Driver, b address, bob6 string) {
+	n := d.cfg.Network
+	host(t, fmt.Sprintf("ip -n world route add %s via 198.51.100.1 && ip -n world -6 route add %s via 2001:db8:1::1", n.CIDR, n.CIDR6))
+	greets := func(place string) bool {
+		ip, port, _ := strings.Cut(place, " ")
+		return strings.Contains(host(t, fmt.Sprintf("ip netns exec world timeout 3 bash -c 'exec 3<>/dev/tcp/%s/%s && cat <&3' 2>&1; true", ip, port)), "hello")
+	}
+	table := "nft flush chain inet " + tableName(n) + " "
+	for what, place := range map[string]string{
+		"a VM": b.ip.String() + " 7000", "a VM by IPv6": bob6 + " 7000",
+		"the agent's port": n.Gateway().String() + " 8441", "the agent's port by IPv6": n.Gateway6().String() + " 8441",
+	} {
+		if greets(place) {
+			t.Errorf("from elsewhere %s is reached (%s)", what, place)
+		}
+		host(t, table+"to_guest")
+		if !greets(place) {
+			t.Errorf("without its rule %s does not answer either: the check proves nothing", what)
+		}
+		applyRules(t, d)
+	}
+}
+
+// lostBridge takes the bridge away from under a running VM, whose port is then
+// an interface of the host's like any other, with an address that the VM can
+// guess. The VM's tries are on its console, the only way left to hear of it.
+func lostBridge(t *testing.T, d *Driver, a address) {
+	const tried, got = "LOST tried", "LOST hello"
+	c := dial(t, d.cfg, "mallory", "998")
+	if _, err := io.WriteString(c, "(while :; do echo LOST $(nc -w 2 fe80::7777%eth0 7000 </dev/null || sleep 1); echo "+tried+"; done) </dev/null >/dev/console 2>&1 &\n"); err != nil {
+		t.Fatal(err)
+	}
+	c.Close()
+	consoleUntil(t, d, "mallory", tried)
+	host(t, "virsh -q net-destroy "+d.cfg.Network.Name+" && ip -6 addr add fe80::7777/64 dev "+a.tap+" nodad")
+	before := strings.Count(consoleUntil(t, d, "mallory", tried), tried)
+	eventually(t, func() error {
+		all := consoleUntil(t, d, "mallory", tried)
+		if strings.Contains(all, got) {
+			t.Fatal("a VM without its bridge reaches the host")
+		}
+		if n := strings.Count(all, tried) - before; n < 4 {
+			return fmt.Errorf("it tried %d times", n)
+		}
+		return nil
+	})
+	host(t, "nft flush chain inet "+tableName(d.cfg.Network)+" input")
+	consoleUntil(t, d, "mallory", got) // else the check proves nothing
 }
 
 // falseSource tries to speak as somebody else on the network.

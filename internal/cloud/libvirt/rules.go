@@ -43,15 +43,16 @@ func rules(p pool) string {
 	writeSet(&b, "closed6", "ipv6_addr", closed6)
 	writeSet(&b, "open4", "ipv4_addr", open4)
 	writeSet(&b, "open6", "ipv6_addr", open6)
-	b.WriteString(inetChains(n))
+	b.WriteString(inetChains(p))
 	b.WriteString("}\n")
 	b.WriteString(bridgeTable(p))
 	return b.String()
 }
 
-func inetChains(n Network) string {
+func inetChains(p pool) string {
+	n := p.net
 	sources := "ip saddr != " + n.CIDR.String() + " drop\n\t\tip saddr " + n.Gateway().String() + " drop"
-	agent, masquerade6 := "", ""
+	agent, gateway6, masquerade6 := "", "", ""
 	if n.AgentPort != 0 {
 		agent = fmt.Sprintf("ip daddr %s tcp dport %d accept", n.Gateway(), n.AgentPort)
 	}
@@ -64,18 +65,25 @@ func inetChains(n Network) string {
 		if n.AgentPort != 0 {
 			host6 += fmt.Sprintf("\n\t\tip6 daddr %s tcp dport %d accept", n.Gateway6(), n.AgentPort)
 		}
+		gateway6 = fmt.Sprintf("iifname != \"lo\" ip6 daddr %s goto to_guest", n.Gateway6())
 		masquerade6 = fmt.Sprintf("ip6 saddr %s oifname != \"%s\" masquerade", n.CIDR6, n.Bridge)
 	}
 	return strings.NewReplacer(
-		"BRIDGE", n.Bridge, "SOURCES4", sources, "SOURCES6", sources6, "AGENT", agent, "HOST6", host6,
+		"BRIDGE", n.Bridge, "PORTS", p.ports(), "TO_GATEWAY6", gateway6, "SOURCES4", sources, "SOURCES6", sources6, "AGENT", agent, "HOST6", host6,
 		"GATEWAY", n.Gateway().String(), "CIDR", n.CIDR.String(), "MASQUERADE6", masquerade6,
 	).Replace(inetTemplate)
 }
 
-// inetTemplate: what guests may say to the host, and to the world through it.
+// inetTemplate: what guests may say to the host, and to the world through it. A
+// port that lost its bridge (net-destroy) is an interface of the host's, on which
+// nobody filters for us: it is not listened to. The host's address on the bridge
+// is there for guests alone: others on the machine's networks do not reach it.
 const inetTemplate = `	chain input {
 		type filter hook input priority -20; policy accept;
 		iifname "BRIDGE" goto to_host
+		iifname "PORTS" drop
+		iifname != "lo" ip daddr GATEWAY goto to_guest
+		TO_GATEWAY6
 	}
 	chain to_host {
 		ip saddr 0.0.0.0 udp sport 68 udp dport 67 accept
@@ -89,6 +97,7 @@ const inetTemplate = `	chain input {
 	}
 	chain forward {
 		type filter hook forward priority -20; policy accept;
+		iifname "PORTS" drop
 		iifname "BRIDGE" goto from_guest
 		oifname "BRIDGE" goto to_guest
 	}
@@ -126,13 +135,12 @@ func bridgeTable(p pool) string {
 	if p.net.CIDR6.IsValid() {
 		six = "icmpv6 type { nd-router-advert, nd-redirect } drop\n\t\tudp sport 547 drop\n\t\tether type ip6 accept\n\t\tdrop"
 	}
-	prefix, _, _ := strings.Cut(p.at(1).tap, "-")
-	b.WriteString(strings.NewReplacer("PREFIX", prefix, "SIX", six).Replace(`
+	b.WriteString(strings.NewReplacer("PORTS", p.ports(), "SIX", six).Replace(`
 		}
 	}
 	chain prerouting {
 		type filter hook prerouting priority -310; policy accept;
-		iifname "PREFIX-*" goto from_port
+		iifname "PORTS" goto from_port
 	}
 	chain from_port {
 		ip saddr 0.0.0.0 udp sport 68 udp dport 67 accept
