@@ -303,19 +303,31 @@ func TestTakenAway(t *testing.T) {
 	}
 }
 
+// dropping gives the lab's host a firewall that drops what it does not know, as
+// docker and ufw leave it.
+func dropping(t *testing.T) {
+	for _, program := range []string{"iptables", "ip6tables"} {
+		host(t, strings.ReplaceAll("X -P FORWARD DROP && X -P INPUT DROP && X -A INPUT -i up0 -j ACCEPT && X -A INPUT -i lo -j ACCEPT", "X", program))
+		t.Cleanup(func() {
+			host(t, strings.ReplaceAll("X -P FORWARD ACCEPT && X -P INPUT ACCEPT && X -F INPUT && X -F FORWARD", "X", program))
+		})
+	}
+}
+
 // TestOtherFirewall has a host whose firewall drops what it does not know, as
 // docker leaves it: VMs reach the world all the same.
 func TestOtherFirewall(t *testing.T) {
 	cfg := newPlace(t)
 	makeWorld(t)
-	host(t, "iptables -P FORWARD DROP && iptables -P INPUT DROP && iptables -A INPUT -i up0 -j ACCEPT && iptables -A INPUT -i lo -j ACCEPT")
-	t.Cleanup(func() {
-		host(t, "iptables -P FORWARD ACCEPT && iptables -P INPUT ACCEPT && iptables -F INPUT && iptables -F FORWARD")
-	})
+	dropping(t)
 	d := open(t, cfg)
 	startServant(t, d, "one")
 	if !greeted(t, d, "one", "203.0.113.9 7000", true) {
 		t.Error("a VM does not reach the world through a FORWARD policy of DROP")
+	}
+	address6(t, d, "one")
+	if !greeted(t, d, "one", "2001:db8:9::9 7000", true) {
+		t.Error("a VM does not reach the world by IPv6 through a FORWARD policy of DROP")
 	}
 	if !greeted(t, d, "one", cfg.Network.Gateway().String()+" 8441", true) {
 		t.Error("a VM does not reach the agent's port through an INPUT policy of DROP")

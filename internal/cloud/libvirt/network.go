@@ -102,32 +102,44 @@ func (d *Driver) listRules(ctx context.Context) (string, error) {
 // none, nothing is added.
 func (d *Driver) letPass(ctx context.Context) error {
 	d.net.passed = time.Now()
-	programs := []string{"iptables"}
-	if d.cfg.Network.CIDR6.IsValid() {
-		programs = append(programs, "ip6tables")
-	}
-	for _, program := range programs {
-		for _, chain := range []string{"INPUT", "FORWARD"} {
-			listed, err := command(ctx, nil, program, "-w", "-S", chain)
-			if err != nil || !strings.HasPrefix(string(listed), "-P "+chain+" DROP") {
-				continue // no such program, or no need
-			}
-			directions := []string{"-i"}
-			if chain == "FORWARD" {
-				directions = append(directions, "-o")
-			}
-			for _, direction := range directions {
-				rule := []string{chain, direction, d.cfg.Network.Bridge, "-m", "comment", "--comment", "gpuserver", "-j", "ACCEPT"}
-				if _, err := command(ctx, nil, program, append([]string{"-w", "-C"}, rule...)...); err == nil {
-					continue
-				}
-				if _, err := command(ctx, nil, program, append([]string{"-w", "-I"}, rule...)...); err != nil {
-					return noRules(d.cfg, err)
-				}
-			}
+	for _, p := range passes(d.cfg.Network) {
+		listed, err := command(ctx, nil, p.program, "-w", "-S", p.rule[0])
+		if err != nil || !strings.HasPrefix(string(listed), "-P "+p.rule[0]+" DROP") {
+			continue // no such program, or no need
+		}
+		if p.there(ctx) {
+			continue
+		}
+		if _, err := command(ctx, nil, p.program, append([]string{"-w", "-I"}, p.rule...)...); err != nil {
+			return noRules(d.cfg, err)
 		}
 	}
 	return nil
+}
+
+// pass is a rule of ours in a firewall of somebody else's.
+type pass struct {
+	program string
+	rule    []string // its chain first
+}
+
+// passes gives the rules that letPass may add.
+func passes(n Network) (list []pass) {
+	programs := []string{"iptables"}
+	if n.CIDR6.IsValid() {
+		programs = append(programs, "ip6tables")
+	}
+	for _, program := range programs {
+		for _, at := range [][2]string{{"INPUT", "-i"}, {"FORWARD", "-i"}, {"FORWARD", "-o"}} {
+			list = append(list, pass{program, []string{at[0], at[1], n.Bridge, "-m", "comment", "--comment", "gpuserver", "-j", "ACCEPT"}})
+		}
+	}
+	return list
+}
+
+func (p pass) there(ctx context.Context) bool {
+	_, err := command(ctx, nil, p.program, append([]string{"-w", "-C"}, p.rule...)...)
+	return err == nil
 }
 
 // ensureFilter defines our filter, once by each driver and again if it is gone.

@@ -13,7 +13,7 @@ import (
 
 // RemoveNetwork takes away what a driver with this configuration makes on its
 // host and leaves there when it is closed: the network with its bridge, the
-// filter and the firewall tables. What is not there is success. It is for
+// filter and the firewall rules. What is not there is success. It is for
 // somebody who leaves; no driver of the configuration may be open, as it would
 // put everything back. KindConflict: VMs are still on the network, whoever made
 // them; VMs elsewhere are none of our concern.
@@ -77,14 +77,20 @@ func (d *Driver) onNetwork(ctx context.Context) (n int, err error) {
 	return n, nil
 }
 
-// removeRules deletes our tables; making them first keeps the deletion of what
-// is not there from failing.
+// removeRules deletes our tables, and what letPass added; making the tables first
+// keeps the deletion of what is not there from failing.
 func (d *Driver) removeRules(ctx context.Context) error {
 	var errs []error
 	for _, family := range []string{"inet", "bridge"} {
 		table := family + " " + tableName(d.cfg.Network)
 		_, err := command(ctx, []byte("table "+table+" {}\ndelete table "+table+"\n"), "nft", "-f", "-")
 		errs = append(errs, err)
+	}
+	for _, p := range passes(d.cfg.Network) {
+		if p.there(ctx) {
+			_, err := command(ctx, nil, p.program, append([]string{"-w", "-D"}, p.rule...)...)
+			errs = append(errs, err)
+		}
 	}
 	return gpuserver.Wrap(gpuserver.KindUnavailable, "libvirt: remove firewall rules", errors.Join(errs...))
 }
