@@ -55,6 +55,18 @@ func (p pool) at(number int) address {
 	}
 }
 
+// six gives the IPv6 addresses that a guest makes itself from its MAC address:
+// the link's own, and the one in the network's range.
+// Source: RFC 4291, appendix A.
+func (a address) six(n Network) (list []netip.Addr) {
+	for _, p := range []netip.Prefix{netip.MustParsePrefix("fe80::/64"), n.CIDR6} {
+		b := p.Masked().Addr().As16()
+		copy(b[8:], []byte{a.mac[0] ^ 2, a.mac[1], a.mac[2], 0xff, 0xfe, a.mac[3], a.mac[4], a.mac[5]})
+		list = append(list, netip.AddrFrom16(b))
+	}
+	return list
+}
+
 // all gives every address.
 func (p pool) all() []address {
 	list := make([]address, p.size)

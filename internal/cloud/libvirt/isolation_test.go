@@ -258,6 +258,61 @@ func falseSource(t *testing.T, d *Driver, a address) {
 	}
 }
 
+// TestPortKeepsToItsAddresses plays a guest on a port of the bridge, with the
+// tools that one who wants another's IPv6 address would bring along.
+func TestPortKeepsToItsAddresses(t *testing.T) {
+	cfg := newPlace(t)
+	makeWorld(t)
+	d := open(t, cfg)
+	n, mallory, bob := d.cfg.Network, d.pool.at(9), d.pool.at(10)
+	own, stolen := mallory.six(n)[1].String(), bob.six(n)[1].String()
+	host(t, strings.NewReplacer("PORT", mallory.tap, "MAC", mallory.mac.String(), "BRIDGE", n.Bridge).Replace(
+		`ip netns add mallory && ip link add PORT mtu 1420 type veth peer name eth0 mtu 1420 address MAC netns mallory &&
+ip -n mallory link set eth0 up && ip link set PORT master BRIDGE up && bridge link set dev PORT isolated on`))
+	t.Cleanup(func() { host(t, "ip netns del mallory; ip link del "+mallory.tap+" 2>/dev/null; true") })
+	eventually(t, func() error {
+		if out := host(t, "ip -n mallory -6 addr show dev eth0 scope global -tentative"); !strings.Contains(out, own+"/64") {
+			return fmt.Errorf("no address by router advertisement, want %s:\n%s", own, out)
+		}
+		return nil
+	})
+	const timeout = "timeout 3 bash -c "
+	fromIt := func(source string) bool {
+		host(t, "ip -n mallory -6 route replace 2001:db8:9::9/128 via "+n.Gateway6().String()+" dev eth0 src "+source)
+		return strings.Contains(host(t, "ip netns exec mallory "+timeout+"'exec 3<>/dev/tcp/2001:db8:9::9/7000 && cat <&3' 2>&1; true"), "hello")
+	}
+	if !fromIt(own) {
+		t.Error("a guest does not reach the world from its own address")
+	}
+	// believes asks the host who has bob's address, which nobody has.
+	believes := func() bool {
+		host(t, "ip -6 neigh flush dev "+n.Bridge+"; "+timeout+"'exec 3<>/dev/tcp/"+stolen+"/7000' 2>/dev/null; true")
+		return strings.Contains(host(t, "ip -6 neigh show "+stolen+" dev "+n.Bridge), mallory.mac.String())
+	}
+	d.Close() // whoever looks after the rules must not do so while they are taken away
+
+	host(t, "ip -n mallory -6 addr add "+stolen+"/128 dev eth0 nodad")
+	if fromIt(stolen) {
+		t.Error("a guest speaks from another's IPv6 address")
+	}
+	host(t, "nft flush chain bridge "+tableName(n)+" from_port")
+	if !fromIt(stolen) {
+		t.Error("without the rules there is no answer either: the check proves nothing")
+	}
+	applyRules(t, d)
+	// A proxy speaks from its own address of another's.
+	host(t, "ip -n mallory -6 addr del "+stolen+"/128 dev eth0 && ip netns exec mallory sysctl -qw net.ipv6.conf.eth0.proxy_ndp=1 net.ipv6.conf.eth0.forwarding=1 "+
+		"net.ipv6.neigh.eth0.proxy_delay=0 && ip -n mallory -6 neigh add proxy "+stolen+" dev eth0")
+	if believes() {
+		t.Error("the host believes a guest that says that another's IPv6 address is its own")
+	}
+	chain := "bridge " + tableName(n) + " from_port"
+	host(t, "handle=$(nft -a list chain "+chain+" | sed -n 's/.*@told6 .*# handle //p') && nft delete rule "+chain+" handle $handle")
+	if !believes() {
+		t.Error("without its rule the host does not believe it either: the check proves nothing")
+	}
+}
+
 // applyRules puts our tables back as a driver would.
 func applyRules(t *testing.T, d *Driver) {
 	t.Helper()

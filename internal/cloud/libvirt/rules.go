@@ -124,34 +124,60 @@ const inetTemplate = `	chain input {
 	}
 `
 
-// bridgeTable lets each port send from its own addresses only.
+// bridgeTable lets each port send from its own addresses only, and say of no
+// others by ARP or neighbour discovery that they are here.
 func bridgeTable(p pool) string {
-	var b strings.Builder
-	fmt.Fprintf(&b, "table bridge %s {\n\tset ports {\n\t\ttype ifname . ether_addr . ipv4_addr\n\t\telements = {", tableName(p.net))
+	var own, own6, told6 []string
 	for _, a := range p.all() {
-		fmt.Fprintf(&b, "\n\t\t\t\"%s\" . %s . %s,", a.tap, a.mac, a.ip)
-	}
-	six := "drop"
-	if p.net.CIDR6.IsValid() {
-		six = "icmpv6 type { nd-router-advert, nd-redirect } drop\n\t\tudp sport 547 drop\n\t\tether type ip6 accept\n\t\tdrop"
-	}
-	b.WriteString(strings.NewReplacer("PORTS", p.ports(), "SIX", six).Replace(`
+		own = append(own, fmt.Sprintf("%q . %s . %s", a.tap, a.mac, a.ip))
+		for _, six := range a.six(p.net) {
+			own6 = append(own6, fmt.Sprintf("%q . %s . %s", a.tap, a.mac, six))
+			b := six.As16()
+			told6 = append(told6, fmt.Sprintf("%q . 0x%x", a.tap, b[:]))
 		}
 	}
-	chain prerouting {
+	var b strings.Builder
+	fmt.Fprintf(&b, "table bridge %s {\n", tableName(p.net))
+	writeLines(&b, "own", "type ifname . ether_addr . ipv4_addr", own)
+	six := "drop"
+	if p.net.CIDR6.IsValid() {
+		writeLines(&b, "own6", "type ifname . ether_addr . ipv6_addr", own6)
+		writeLines(&b, "told6", "typeof iifname . @th,64,128", told6)
+		six = sixTemplate
+	}
+	b.WriteString(strings.NewReplacer("PORTS", p.ports(), "SIX", six).Replace(`	chain prerouting {
 		type filter hook prerouting priority -310; policy accept;
 		iifname "PORTS" goto from_port
 	}
 	chain from_port {
 		ip saddr 0.0.0.0 udp sport 68 udp dport 67 accept
-		iifname . ether saddr . ip saddr @ports accept
+		iifname . ether saddr . ip saddr @own accept
 		arp saddr ip 0.0.0.0 accept
-		iifname . arp saddr ether . arp saddr ip @ports accept
+		iifname . arp saddr ether . arp saddr ip @own accept
 		SIX
 	}
 }
 `))
 	return b.String()
+}
+
+// sixTemplate: an address is looked for before it is used (RFC 4862, section
+// 5.4); what is at 64 bits of an advertisement is the address that it is about
+// (RFC 4861, section 4.4).
+const sixTemplate = `icmpv6 type { nd-router-advert, nd-redirect } drop
+		icmpv6 type nd-neighbor-advert iifname . @th,64,128 != @told6 drop
+		udp sport 547 drop
+		ip6 saddr :: icmpv6 type { nd-router-solicit, nd-neighbor-solicit } accept
+		iifname . ether saddr . ip6 saddr @own6 accept
+		drop`
+
+// writeLines writes a set with an element a line.
+func writeLines(b *strings.Builder, name, kind string, elements []string) {
+	fmt.Fprintf(b, "\tset %s {\n\t\t%s\n\t\telements = {", name, kind)
+	for _, e := range elements {
+		b.WriteString("\n\t\t\t" + e + ",")
+	}
+	b.WriteString("\n\t\t}\n\t}\n")
 }
 
 func writeSet(b *strings.Builder, name, kind string, elements []string) {
