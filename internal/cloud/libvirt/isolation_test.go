@@ -276,6 +276,14 @@ ip -n mallory link set eth0 up && ip link set PORT master BRIDGE up && bridge li
 		}
 		return nil
 	})
+	// It may ask for an address, and names itself as others call a server of theirs.
+	if out := host(t, "ip netns exec mallory busybox udhcpc -i eth0 -f -q -n -s /bin/true -x hostname:registry 2>&1"); !strings.Contains(out, "lease of "+mallory.ip.String()+" obtained") {
+		t.Errorf("DHCP does not give a guest its address:\n%s", out)
+	}
+	if out := host(t, "busybox nslookup registry "+n.Gateway().String()+" 2>&1; true"); strings.Contains(out, mallory.ip.String()) {
+		t.Errorf("guests find a guest under the name that it gave itself:\n%s", out)
+	}
+
 	const timeout = "timeout 3 bash -c "
 	fromIt := func(source string) bool {
 		host(t, "ip -n mallory -6 route replace 2001:db8:9::9/128 via "+n.Gateway6().String()+" dev eth0 src "+source)

@@ -67,7 +67,8 @@ func describeNetwork(p pool, owner string) networkXML {
 		MTU: mtuXML{n.MTU}, Port: portXML{"yes"},
 		Options: []valueXML{
 			{fmt.Sprintf("dhcp-option-force=option:mtu,%d", n.MTU)},
-			{"no-ping"}, // addresses are ours alone: no need to wait for an answer
+			{"no-ping"},           // addresses are ours alone: no need to wait for an answer
+			{"dhcp-ignore-names"}, // else a guest's name for itself is told to the others
 		},
 	}
 	for _, a := range n.DNS {
