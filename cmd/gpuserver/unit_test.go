@@ -62,6 +62,9 @@ func TestUnitMakesTheDefaultFolders(t *testing.T) {
 	if got := "/run/" + settings["RuntimeDirectory"]; got != filepath.Dir(string(server.Listen.Socket)) {
 		t.Errorf("RuntimeDirectory is %s, the socket %s", got, server.Listen.Socket)
 	}
+	if settings["RuntimeDirectoryPreserve"] != "yes" {
+		t.Error("systemd removes the RuntimeDirectory with each stop, and each start tries KVM anew before its first VM")
+	}
 }
 
 // systemd itself finds no mistake in the unit.

@@ -255,6 +255,56 @@ func TestAcceleration(t *testing.T) {
 	}
 }
 
+// TestProbe looks at a kernel that starts, at one that is never heard of, and at
+// a QEMU that does not start; under emulation, so that any machine shows it.
+func TestProbe(t *testing.T) {
+	cfg := newPlace(t)
+	d := open(t, cfg)
+	silent := d.probe(lab.guest, false)
+	silent.image.Cmdline = "quiet"
+	missing := d.probe(ImageSource{Kernel: filepath.Join(cfg.Dir, "none")}, false)
+	for what, c := range map[string]struct {
+		m       machine
+		limit   time.Duration
+		reason  string
+		lasting bool
+	}{
+		"a kernel that starts":       {d.probe(lab.guest, false), limit, "", true},
+		"one that is never heard of": {silent, time.Second, "vmlinuz did not start on it within 1s", true},
+		"no kernel":                  {missing, limit, "QEMU does not start", false},
+	} {
+		reason, lasting, err := d.runProbe(bounded(t), c.m, c.limit)
+		if err != nil || lasting != c.lasting || !strings.Contains(reason, c.reason) || c.reason == "" && reason != "" {
+			t.Errorf("%s: reason %q, lasting %v (%v); want %q, %v", what, reason, lasting, err, c.reason, c.lasting)
+		}
+		if out := host(t, "virsh -q list --all --name; ls "+d.cfg.consolesDir()); strings.Contains(out, "probe") {
+			t.Errorf("%s: the probe is still there: %s", what, out)
+		}
+	}
+}
+
+// TestAccelerationIsFoundLater builds an image while the driver is open: that
+// nothing could be tried before does not count for ever.
+func TestAccelerationIsFoundLater(t *testing.T) {
+	cfg := newPlace(t)
+	late := lab.guest
+	late.Kernel = filepath.Join(cfg.Dir, "vmlinuz")
+	cfg.Accel, cfg.Images = AccelAuto, map[string]ImageSource{"guest": late}
+	d := open(t, cfg)
+	before := d.Capabilities()
+	if !strings.Contains(before.Note, "no image has a kernel") {
+		t.Skipf("this machine has no KVM at all: %+v", before)
+	}
+	host(t, "cp "+lab.guest.Kernel+" "+late.Kernel)
+	eventually(t, func() error {
+		if c := d.Capabilities(); c.Note == before.Note {
+			return fmt.Errorf("capabilities %+v", c)
+		}
+		return nil
+	})
+	t.Logf("%+v", d.Capabilities())
+}
+
 // TestForeignNetwork leaves a network of our name alone that is not ours.
 func TestForeignNetwork(t *testing.T) {
 	cfg := newPlace(t)
