@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -39,9 +40,16 @@ func diskSize(path, format string) (int64, error) {
 	return qcow2Size(header[:])
 }
 
+// errBacked: the chain of a VM's disk ends at the image, so what an image leaves
+// to another file would read as zeros.
+var errBacked = errors.New("the qcow2 image has a backing file")
+
 func qcow2Size(header []byte) (int64, error) {
 	if len(header) < 32 || !bytes.Equal(header[:4], []byte("QFI\xfb")) {
 		return 0, fmt.Errorf("no qcow2 image: it starts with %q", header[:min(4, len(header))])
+	}
+	if binary.BigEndian.Uint64(header[8:16]) != 0 {
+		return 0, errBacked
 	}
 	size := int64(binary.BigEndian.Uint64(header[24:32]))
 	if size < 0 {
@@ -57,6 +65,9 @@ func leasedSize(image ImageSource, f gpuserver.Flavor) (int64, error) {
 		return 0, nil
 	}
 	base, err := diskSize(image.Disk, image.Format)
+	if errors.Is(err, errBacked) {
+		return 0, gpuserver.Errorf(gpuserver.KindInvalid, "the image's disk %s has a backing file; make one that stands alone: qemu-img convert -O qcow2 %[1]s NEW", image.Disk)
+	}
 	if err != nil {
 		return 0, &gpuserver.Error{
 			Kind: gpuserver.KindUnavailable, Op: "libvirt: look at the image", Err: err,

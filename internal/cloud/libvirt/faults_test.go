@@ -212,6 +212,23 @@ func TestDiskIsReserved(t *testing.T) {
 	}
 }
 
+// TestImageStandsAlone refuses an image of which a part is in another file, and
+// says what to do; its VMs would find zeros there.
+func TestImageStandsAlone(t *testing.T) {
+	needLibvirt(t) // and with it qemu-img
+	dir := t.TempDir()
+	base, part := filepath.Join(dir, "base.qcow2"), filepath.Join(dir, "part.qcow2")
+	host(t, "qemu-img create -q -f qcow2 "+base+" 8M && qemu-img create -q -f qcow2 -F qcow2 -b "+base+" "+part)
+	if size, err := leasedSize(ImageSource{Disk: base}, gpuserver.Flavor{}); err != nil || size != 8<<20 {
+		t.Errorf("an image of 8 MiB: %d, %v", size, err)
+	}
+	_, err := leasedSize(ImageSource{Disk: part}, gpuserver.Flavor{})
+	wantKind(t, err, "an image with a backing file", gpuserver.KindInvalid)
+	if text := gpuserver.PublicText(err); !strings.Contains(text, "qemu-img convert") {
+		t.Errorf("it does not say what to do: %s", text)
+	}
+}
+
 // TestRoom refuses what is more than the configuration allows.
 func TestRoom(t *testing.T) {
 	d := &Driver{cfg: Config{Name: "c", Owner: "o", Dir: t.TempDir(), MaxVMs: 1}, log: logger(t), names: newNames()}
