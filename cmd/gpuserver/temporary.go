@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"strings"
@@ -38,8 +39,13 @@ func temporaryServer(ctx context.Context, w io.Writer) (c *api.Client, stop func
 	}
 	stop = func() error {
 		ctx := context.WithoutCancel(ctx)
-		defer cleanUp()
-		return errors.Join(r.awaitNoVMs(ctx), r.end(), r.removeNetworks(ctx))
+		left := r.awaitNoVMs(ctx)
+		err := errors.Join(left, r.end(), r.removeNetworks(ctx))
+		if left != nil { // its database is what knows the VMs that are left
+			return errors.Join(err, fmt.Errorf("VMs may be left (virsh -c qemu:///system list); what knows them is kept in %s", dir))
+		}
+		cleanUp()
+		return err
 	}
 	if c, err = api.NewClient(string(cfg.Server.Listen.Socket), ""); err != nil {
 		return nil, nil, errors.Join(err, stop())
@@ -102,6 +108,7 @@ func setApart(cfg *config.Config, name, dir string) error {
 		}
 		l.Dir = config.Path(filepath.Join(dir, cfg.Clouds[i].Name))
 		l.Network.Name, l.Network.Bridge, l.Network.CIDR = fmt.Sprintf("%s%d", name, i), fmt.Sprintf("%sbr%d", name, i), n
+		l.Network.CIDR6 = netip.Prefix{} // there is no second range to take
 		cfg.Server.Listen.Agent = config.Address(n.Addr().Next().String() + ":8441")
 		cfg.Clouds = cfg.Clouds[i : i+1] // one is enough, and two would want the same range
 		return nil

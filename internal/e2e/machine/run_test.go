@@ -85,20 +85,21 @@ func TestRunWithoutServer(t *testing.T) {
 	t.Parallel()
 	for _, tt := range []struct {
 		name, script string
-		interrupt    bool
+		interrupt    syscall.Signal // 0: none
 		status       int
 		stdout       string
 	}{
-		{"status and outputs", "echo out; echo err >&2; exit 5", false, 5, "out\n"},
-		{"interrupted", "echo err >&2; echo out; sleep 100000", true, 130, "out\n"},
+		{"status and outputs", "echo out; echo err >&2; exit 5", 0, 5, "out\n"},
+		{"interrupted", "echo err >&2; echo out; sleep 100000", syscall.SIGINT, 130, "out\n"},
+		{"its terminal is closed", "echo err >&2; echo out; sleep 100000", syscall.SIGHUP, 130, "out\n"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			p := program(t, []string{"GPUSERVER_IMAGE_DIR=" + image}, "run", "--", "sh", "-c", tt.script)
-			if tt.interrupt {
+			if tt.interrupt != 0 {
 				// Each stream comes on its own, and what a guest has not sent yet ends with it.
 				p.says(t, &p.stdout, tt.stdout)
 				p.says(t, &p.stderr, "\nerr\n")
-				p.signal(syscall.SIGINT)
+				p.signal(tt.interrupt)
 			}
 			if status := p.ended(t); status != tt.status || p.stdout.String() != tt.stdout || !strings.Contains(p.stderr.String(), "\nerr\n") {
 				t.Errorf("status %d, output %q, standard error %q", status, p.stdout.String(), p.stderr.String())
