@@ -11,10 +11,11 @@ import (
 // newAPI makes the API with the metrics and the pages.
 func (s *server) newAPI() (*api.API, error) {
 	around := actions{s.fleet, s}
+	probe := api.NewProbe(s.db)
 	s.metrics = metrics.New(s.db, around, version())
 	o := api.Options{
-		DB: s.db, Actions: around, Version: version(), Log: s.log, Metrics: s.metrics.Handler(), Observe: s.metrics.Answer,
-		Pages: dashboard.New(dashboard.Options{DB: s.db, Around: around, Version: version(), Log: s.log}),
+		DB: s.db, Actions: around, Version: version(), Probe: probe, Log: s.log, Metrics: s.metrics.Handler(), Observe: s.metrics.Answer,
+		Pages: dashboard.New(dashboard.Options{DB: s.db, Around: around, Writable: probe.Check, Version: version(), Log: s.log}),
 	}
 	if u, err := url.Parse(string(s.cfg.Server.PublicURL)); err == nil && u.Host != "" {
 		o.Hosts = append(o.Hosts, u.Hostname())

@@ -1,6 +1,7 @@
 package api
 
 import (
+	"cmp"
 	"context"
 	"log/slog"
 	"net/http"
@@ -20,6 +21,7 @@ type Options struct {
 	Tokens  []Token  // with none, whoever reaches the TCP listener is a viewer
 	Hosts   []string // names, beside addresses and localhost, under which we are reached over TCP
 	Version string   // of the program
+	Probe   *Probe   // of DB, if somebody else asks it, too; nil: one of our own
 	Log     *slog.Logger
 
 	Metrics http.Handler // GET /metrics, for viewers; nil: none
@@ -42,7 +44,7 @@ type API struct {
 	mux      *http.ServeMux
 	huma     huma.API
 	hub      *hub
-	writable probe
+	writable *Probe
 	stop     context.CancelFunc
 	stopped  context.Context // ends when Close is called
 }
@@ -55,7 +57,7 @@ func New(o Options) (*API, error) {
 	}
 	a := &API{
 		db: o.DB, actions: o.Actions, version: o.Version, log: o.Log, hosts: o.Hosts, guard: guard,
-		observe: o.Observe, mux: http.NewServeMux(), hub: newHub(),
+		writable: cmp.Or(o.Probe, NewProbe(o.DB)), observe: o.Observe, mux: http.NewServeMux(), hub: newHub(),
 	}
 	if a.log == nil {
 		a.log = slog.New(slog.DiscardHandler)

@@ -325,7 +325,11 @@ func TestReady(t *testing.T) {
 	if resp, text := request(t, "GET", s.url+"/readyz", ""); resp.StatusCode != 200 {
 		t.Errorf("%d %s", resp.StatusCode, text)
 	}
-	s.fleet.CloudList[0].Known = false
+	s.fleet.CloudList[0].Up, s.fleet.CloudList[0].Reason = false, "libvirtd does not answer"
+	if resp, text := request(t, "GET", s.url+"/readyz", ""); resp.StatusCode != 503 || !strings.Contains(text, "Cloud local cannot be used now: libvirtd does not answer.") {
+		t.Errorf("with a cloud that went away: %d %s", resp.StatusCode, text)
+	}
+	s.fleet.CloudList[0].Known, s.fleet.CloudList[0].Reason = false, ""
 	resp, text := request(t, "GET", s.url+"/readyz", "")
 	if resp.StatusCode != 503 || !strings.Contains(text, "Cloud local has not told its capacity yet.") {
 		t.Errorf("with an unknown cloud: %d %s", resp.StatusCode, text)

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"net"
 	"net/http"
 	"net/url"
@@ -27,6 +28,9 @@ type Client struct {
 	http  *http.Client
 }
 
+// socketBase is what stands before paths where a socket is spoken to.
+const socketBase = "http://localhost"
+
 // NewClient makes a client of the server at an URL ("http://127.0.0.1:8442") or
 // a unix socket ("/run/gpuserver/api.sock", "unix:///…"). token may be empty.
 func NewClient(server, token string) (*Client, error) {
@@ -34,7 +38,7 @@ func NewClient(server, token string) (*Client, error) {
 	transport := &http.Transport{MaxIdleConnsPerHost: 4, IdleConnTimeout: time.Minute, ForceAttemptHTTP2: true}
 	c.http = &http.Client{Transport: transport}
 	if path, ok := strings.CutPrefix(server, "unix://"); ok || strings.HasPrefix(server, "/") {
-		c.where, c.base = path, "http://localhost"
+		c.where, c.base = path, socketBase
 		transport.DialContext = func(ctx context.Context, _, _ string) (net.Conn, error) {
 			return new(net.Dialer).DialContext(ctx, "unix", path)
 		}
@@ -217,12 +221,23 @@ func (c *Client) send(ctx context.Context, method, path string, body []byte) (*h
 		if errors.As(err, &op) {
 			err = op
 		}
-		return nil, &gpuserver.Error{Kind: gpuserver.KindUnavailable, Public: "no server answers at " + c.where, Err: err}
+		return nil, &gpuserver.Error{Kind: gpuserver.KindUnavailable, Public: "no server answers at " + c.where + c.hint(err), Err: err}
 	}
 	if resp.StatusCode/100 == 2 {
 		return resp, nil
 	}
 	return nil, c.refusal(resp)
+}
+
+// hint says what to do about a server that does not answer.
+func (c *Client) hint(err error) string {
+	switch {
+	case errors.Is(err, fs.ErrPermission):
+		return " for this user: only root may open the socket; become root, or give --server URL and a token"
+	case c.base == socketBase:
+		return "; is it started (systemctl status gpuserver)? Another one is named by --server"
+	}
+	return "; --server or GPUSERVER_SERVER named it"
 }
 
 // refusal makes an error of an answer that is not a success.

@@ -46,15 +46,15 @@ func (a *API) Status(ctx context.Context) (Status, error) {
 	return s, nil
 }
 
-// missing says what keeps us from taking jobs: a store that cannot be written,
-// or no cloud of which we know how much room it has.
+// missing says what keeps us from taking jobs and making VMs: a store that cannot
+// be written, or no cloud that is up and has told how much room it has.
 func (a *API) missing(ctx context.Context) (what []string) {
-	if err := a.writable.check(ctx, a.db); err != nil {
+	if err := a.writable.Check(ctx); err != nil {
 		what = append(what, gpuserver.PublicText(err))
 	}
 	clouds := a.actions.Clouds(ctx)
 	for _, c := range clouds {
-		if c.Known {
+		if c.Up {
 			return what
 		}
 	}
@@ -62,7 +62,10 @@ func (a *API) missing(ctx context.Context) (what []string) {
 		return append(what, "No cloud is configured.")
 	}
 	for _, c := range clouds {
-		why := "Cloud " + c.Name + " has not told its capacity yet"
+		why := "Cloud " + c.Name + " cannot be used now"
+		if !c.Known {
+			why = "Cloud " + c.Name + " has not told its capacity yet"
+		}
 		if c.Reason != "" {
 			why += ": " + c.Reason
 		}
@@ -92,9 +95,10 @@ func writeJSON(w http.ResponseWriter, status int, v any) {
 	_ = json.NewEncoder(w).Encode(v)
 }
 
-// probe finds out whether the store can be written, at most every probeEvery:
+// Probe finds out whether a store can be written, at most every few seconds:
 // anybody may ask, and each write costs a sync of the disk.
-type probe struct {
+type Probe struct {
+	db  *store.DB
 	mu  sync.Mutex
 	at  time.Time
 	err error
@@ -105,14 +109,18 @@ const (
 	probeKey   = "api.probed_at"
 )
 
-func (p *probe) check(ctx context.Context, db *store.DB) error {
+// NewProbe makes a probe of a store.
+func NewProbe(db *store.DB) *Probe { return &Probe{db: db} }
+
+// Check gives why the store cannot be written, nil if it can.
+func (p *Probe) Check(ctx context.Context) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if time.Since(p.at) < probeEvery {
 		return p.err
 	}
 	// The outcome is kept for others, so it must not be that this one left.
-	p.err = db.Update(context.WithoutCancel(ctx), func(tx *store.Tx) error {
+	p.err = p.db.Update(context.WithoutCancel(ctx), func(tx *store.Tx) error {
 		return tx.SetSetting(probeKey, tx.Now.Format(time.RFC3339))
 	})
 	p.at = time.Now()

@@ -40,6 +40,9 @@ type Options struct {
 	Version string
 	Log     *slog.Logger
 	Now     func() time.Time // nil: time.Now
+	// Writable gives why the store cannot be written, nil if it can; nil: nobody
+	// is asked.
+	Writable func(context.Context) error
 }
 
 type pages struct {
@@ -101,6 +104,7 @@ const (
 
 type overview struct {
 	Status  api.Status
+	Trouble string // why nothing can be stored, "" if it can
 	Queue   []queued
 	VMs     []gpuserver.VM
 	Recent  []gpuserver.Job
@@ -127,6 +131,11 @@ func (p *pages) readOverview(ctx context.Context) (v overview, err error) {
 	v = overview{Version: p.o.Version, At: p.o.Now().UTC()}
 	if v.Status, err = api.ReadStatus(ctx, p.o.DB, p.o.Around, p.o.Version); err != nil {
 		return v, err
+	}
+	if p.o.Writable != nil {
+		if err := p.o.Writable(ctx); err != nil {
+			v.Trouble = gpuserver.PublicText(err)
+		}
 	}
 	return v, p.o.DB.View(ctx, func(tx *store.Tx) error {
 		if v.Queue, err = readQueue(tx); err != nil {

@@ -1,6 +1,7 @@
 package dashboard_test
 
 import (
+	"context"
 	"io"
 	"net/http"
 	"regexp"
@@ -49,6 +50,19 @@ var spaces = regexp.MustCompile(`<[^>]*>|\s+`)
 // words gives a page's text, without tags, one blank between words.
 func words(page string) string {
 	return strings.Join(strings.Fields(spaces.ReplaceAllString(page, " ")), " ")
+}
+
+// A store that cannot be written keeps every job out: the page says so first.
+func TestOverviewOfAStoreThatCannotBeWritten(t *testing.T) {
+	db := apitest.OpenStore(t)
+	full := func(context.Context) error {
+		return gpuserver.Errorf(gpuserver.KindUnavailable, "the disk under the data folder is full")
+	}
+	h := dashboard.New(dashboard.Options{DB: db, Around: apitest.NewFleet(t, db), Writable: full})
+	url, _ := apitest.Serve(t, api.Options{DB: db, Actions: apitest.NewFleet(t, db), Pages: h})
+	if _, page := get(t, url+"/"); !strings.Contains(words(page), "Nothing can be stored. the disk under the data folder is full") {
+		t.Errorf("the page does not say it: %s", words(page))
+	}
 }
 
 func TestOverview(t *testing.T) {
