@@ -38,6 +38,13 @@ func places(cfg *config.Config) (out []gpuserver.Entry) {
 
 // StartRun implements api.Actions.
 func (a actions) StartRun(ctx context.Context, r api.RunRequest, by string) (gpuserver.JobID, error) {
+	// Names that the configuration does not know are told by the fleet.
+	if name, ok := a.s.cfg.FlavorFor(r.Flavor); ok {
+		r.Flavor = name
+	}
+	if name, ok := a.s.cfg.ImageFor(r.Image); ok {
+		r.Image = name
+	}
 	run := fleet.Run{Command: gpuserver.Command{Args: r.Args, Env: r.Env, Timeout: r.Timeout()}, Flavor: r.Flavor, Image: r.Image}
 	return a.Fleet.StartRun(ctx, run, places(a.s.cfg), by)
 }
@@ -50,6 +57,25 @@ func (a actions) Output(ctx context.Context, id gpuserver.JobID, stream string, 
 
 // Hosts implements api.Actions.
 func (a actions) Hosts(context.Context) []gpuserver.Host { return a.Fleet.Hosts() }
+
+// Flavors implements api.Actions.
+func (a actions) Flavors(context.Context) []api.FlavorInfo {
+	out := []api.FlavorInfo{}
+	flavors := a.s.cfg.FlavorMap()
+	for _, f := range a.s.cfg.Flavors {
+		out = append(out, api.FlavorInfo{Flavor: flavors[f.Name], Aliases: f.Aliases})
+	}
+	return out
+}
+
+// Images implements api.Actions.
+func (a actions) Images(context.Context) []gpuserver.Image {
+	out := []gpuserver.Image{}
+	for _, m := range a.s.cfg.Images {
+		out = append(out, gpuserver.Image{Name: m.Name, Aliases: m.Aliases})
+	}
+	return out
+}
 
 // Clouds implements api.Actions.
 func (a actions) Clouds(context.Context) (out []api.CloudStatus) {

@@ -330,3 +330,18 @@ func TestTerminalsAreSafe(t *testing.T) {
 		t.Errorf("%q, %v", b.String(), err)
 	}
 }
+
+// The shell completes what the running server has, and no file names.
+func TestRunCompletesFlagValues(t *testing.T) {
+	operate(t, api.Options{})
+	for flag, want := range map[string]string{
+		"--flavor":  "small\t2 vCPU, 2.0 GiB\n:4\n",
+		"--image":   "demo\n:4\n",
+		"--timeout": ":4\n",
+	} {
+		var stdout, stderr bytes.Buffer
+		if got := program(t.Context(), &stdout, &stderr, "__complete", "run", flag, ""); got != 0 || stdout.String() != want {
+			t.Errorf("%s: status %d, %q, want %q", flag, got, stdout.String(), want)
+		}
+	}
+}

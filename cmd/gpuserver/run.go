@@ -13,6 +13,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/dustin/go-humanize"
 	"github.com/spf13/cobra"
 
 	"gpuserver"
@@ -77,12 +78,43 @@ standard error; 130 interrupted.
 	f.server.add(cmd)
 	fl := cmd.Flags()
 	fl.SetInterspersed(false) // what follows COMMAND is its own
-	fl.StringVar(&f.flavor, "flavor", "", "size of the VM (default the configuration's)")
-	fl.StringVar(&f.image, "image", "", "image of the VM (default the configuration's)")
+	fl.StringVar(&f.flavor, "flavor", "", "size of the VM, by name or alias (default the smallest by memory)")
+	fl.StringVar(&f.image, "image", "", "image of the VM, by name or alias (default the configuration's first)")
 	fl.DurationVar(&f.timeout, "timeout", 0, "time limit of the command, such as 90s or 2h (default the flavor's)")
 	fl.StringArrayVarP(&f.env, "env", "e", nil, "NAME=VALUE for the command, or NAME to hand on this shell's value; may be repeated")
 	fl.BoolVarP(&f.quiet, "quiet", "q", false, "do not tell on a terminal where the command is")
+	f.complete(cmd)
 	return cmd
+}
+
+// complete completes the values of flags with what the running server has.
+func (f *runFlags) complete(cmd *cobra.Command) {
+	list := map[string]func(context.Context, *api.Client) ([]cobra.Completion, error){
+		"flavor": func(ctx context.Context, c *api.Client) (cs []cobra.Completion, err error) {
+			flavors, err := c.Flavors(ctx)
+			for _, x := range flavors {
+				cs = append(cs, cobra.CompletionWithDesc(x.Name, fmt.Sprintf("%d vCPU, %s", x.VCPUs, humanize.IBytes(uint64(x.MemoryMiB)<<20))))
+			}
+			return cs, err
+		},
+		"image": func(ctx context.Context, c *api.Client) (cs []cobra.Completion, err error) {
+			images, err := c.Images(ctx)
+			for _, x := range images {
+				cs = append(cs, x.Name)
+			}
+			return cs, err
+		},
+	}
+	for name, fn := range list {
+		if err := cmd.RegisterFlagCompletionFunc(name, f.server.complete(true, fn)); err != nil {
+			panic(err) // the flags were added before
+		}
+	}
+	for _, name := range []string{"timeout", "env"} {
+		if err := cmd.RegisterFlagCompletionFunc(name, cobra.NoFileCompletions); err != nil {
+			panic(err) // the flags were added before
+		}
+	}
 }
 
 // request makes a request of flags and arguments.

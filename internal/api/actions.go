@@ -49,6 +49,10 @@ type Surroundings interface {
 	Hosts(ctx context.Context) []gpuserver.Host
 	// Clouds says of each configured cloud whether it can be used.
 	Clouds(ctx context.Context) []CloudStatus
+	// Flavors gives the sizes of VM, and Images what VMs boot, with their other
+	// names.
+	Flavors(ctx context.Context) []FlavorInfo
+	Images(ctx context.Context) []gpuserver.Image
 	// Forges says of each configured forge how its budget stands.
 	Forges(ctx context.Context) []ForgeStatus
 }

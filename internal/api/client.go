@@ -133,6 +133,18 @@ func (c *Client) Console(ctx context.Context, ref string, from, limit int64, fol
 // Status gives the server at a glance.
 func (c *Client) Status(ctx context.Context) (Status, error) { return get[Status](ctx, c, "/status") }
 
+// Flavors lists the sizes of VM.
+func (c *Client) Flavors(ctx context.Context) ([]FlavorInfo, error) {
+	l, err := get[FlavorList](ctx, c, "/flavors")
+	return l.Flavors, err
+}
+
+// Images lists what VMs boot.
+func (c *Client) Images(ctx context.Context) ([]gpuserver.Image, error) {
+	l, err := get[ImageList](ctx, c, "/images")
+	return l.Images, err
+}
+
 // ReleaseImage ends the hold of an image.
 func (c *Client) ReleaseImage(ctx context.Context, name string) error {
 	return c.do(ctx, http.MethodDelete, "/images/"+url.PathEscape(name)+"/hold")

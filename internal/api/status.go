@@ -23,6 +23,20 @@ func (a *API) statusRoutes() {
 			s, err := a.Status(ctx)
 			return &answer[Status]{s}, err
 		})
+	register(a, RoleViewer, huma.Operation{
+		OperationID: "list-flavors", Method: http.MethodGet, Path: "/flavors", Tags: []string{"status"},
+		Summary: "List the sizes of VM", Description: "Gives the flavors of the configuration with their other names.",
+	},
+		func(ctx context.Context, _ *struct{}) (*answer[FlavorList], error) {
+			return &answer[FlavorList]{FlavorList{a.actions.Flavors(ctx)}}, nil
+		})
+	register(a, RoleViewer, huma.Operation{
+		OperationID: "list-images", Method: http.MethodGet, Path: "/images", Tags: []string{"images"},
+		Summary: "List the images", Description: "Gives what VMs boot, with their other names.",
+	},
+		func(ctx context.Context, _ *struct{}) (*answer[ImageList], error) {
+			return &answer[ImageList]{ImageList{a.actions.Images(ctx)}}, nil
+		})
 	register(a, RoleAdmin, huma.Operation{
 		OperationID: "release-image", Method: http.MethodDelete, Path: "/images/{name}/hold", Tags: []string{"images"}, DefaultStatus: http.StatusAccepted,
 		Summary: "Release a held image", Description: "Lets VMs be made from an image again and forgets its failures.",

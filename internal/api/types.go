@@ -55,6 +55,22 @@ type Status struct {
 	Images   []HeldImage                `json:"images" doc:"Images with failures in a row, held or not."`
 }
 
+// FlavorInfo is a size of VM with its other names.
+type FlavorInfo struct {
+	gpuserver.Flavor
+	Aliases []string `json:"aliases,omitempty"`
+}
+
+// FlavorList are the sizes of VM.
+type FlavorList struct {
+	Flavors []FlavorInfo `json:"flavors"`
+}
+
+// ImageList is what VMs boot.
+type ImageList struct {
+	Images []gpuserver.Image `json:"images"`
+}
+
 // QueueStatus is the queue at a glance.
 type QueueStatus struct {
 	Length     int       `json:"length" doc:"Jobs that may run and wait for a VM."`

@@ -6,6 +6,7 @@ import (
 	"io"
 	mathrand "math/rand/v2"
 	"slices"
+	"strings"
 	"time"
 
 	"gpuserver"
@@ -137,11 +138,12 @@ func (f *Fleet) StartRun(ctx context.Context, r Run, places []gpuserver.Entry, b
 	if len(r.Command.Args) == 0 {
 		return 0, gpuserver.Errorf(gpuserver.KindInvalid, "there is no command to run")
 	}
+	all := places
 	places = slices.DeleteFunc(slices.Clone(places), func(e gpuserver.Entry) bool {
 		return r.Flavor != "" && e.Flavor != r.Flavor || r.Image != "" && e.Image != r.Image
 	})
 	if len(places) == 0 {
-		return 0, gpuserver.Errorf(gpuserver.KindInvalid, "no cloud has flavor %q with image %q; leave them out, or see the configuration file", r.Flavor, r.Image)
+		return 0, noPlace(r, all)
 	}
 	slices.SortStableFunc(places, func(a, b gpuserver.Entry) int {
 		x, y := f.Flavors[a.Flavor], f.Flavors[b.Flavor]
@@ -166,6 +168,27 @@ func (f *Fleet) StartRun(ctx context.Context, r Run, places []gpuserver.Entry, b
 		return tx.MoveJob(&j, gpuserver.JobQueued, "asked for by "+by)
 	})
 	return id, err
+}
+
+// noPlace says what there is instead of a flavor or image that nothing has.
+func noPlace(r Run, places []gpuserver.Entry) error {
+	var flavors, images []string
+	for _, e := range places {
+		flavors, images = append(flavors, e.Flavor), append(images, e.Image)
+	}
+	names := func(all []string) string {
+		slices.Sort(all)
+		return strings.Join(slices.Compact(all), ", ")
+	}
+	switch {
+	case len(places) == 0:
+		return gpuserver.Errorf(gpuserver.KindInvalid, "no command can be run: no cloud has a flavor and an image")
+	case r.Flavor != "" && !slices.Contains(flavors, r.Flavor):
+		return gpuserver.Errorf(gpuserver.KindInvalid, "there is no flavor %q; there is %s", r.Flavor, names(flavors))
+	case r.Image != "" && !slices.Contains(images, r.Image):
+		return gpuserver.Errorf(gpuserver.KindInvalid, "there is no image %q; there is %s", r.Image, names(images))
+	}
+	return gpuserver.Errorf(gpuserver.KindInvalid, "no cloud has both flavor %q and image %q", r.Flavor, r.Image)
 }
 
 // ReadOutput gives what a local job wrote, waiting for some if there is none yet.

@@ -349,3 +349,24 @@ func TestWholeLife(t *testing.T) {
 		}
 	})
 }
+
+// Who asks for what there is not is told what there is.
+func TestRunWithoutAPlaceNamesWhatThereIs(t *testing.T) {
+	places := []gpuserver.Entry{{Flavor: "small", Image: "debian"}, {Flavor: "big", Image: "debian"}, {Flavor: "big", Image: "gpu"}}
+	for _, tt := range []struct {
+		flavor, image string
+		places        []gpuserver.Entry
+		say           string
+	}{
+		{"huge", "", places, `there is no flavor "huge"; there is big, small`},
+		{"", "windows", places, `there is no image "windows"; there is debian, gpu`},
+		{"small", "gpu", places, `no cloud has both flavor "small" and image "gpu"`},
+		{"", "", nil, "no command can be run: no cloud has a flavor and an image"},
+	} {
+		run := Run{Command: gpuserver.Command{Args: []string{"true"}}, Flavor: tt.flavor, Image: tt.image}
+		_, err := new(Fleet).StartRun(t.Context(), run, tt.places, "alice")
+		if gpuserver.KindOf(err) != gpuserver.KindInvalid || gpuserver.PublicText(err) != tt.say {
+			t.Errorf("%q, %q: %v, want %q", tt.flavor, tt.image, err, tt.say)
+		}
+	}
+}

@@ -39,7 +39,13 @@ func (e *ends) changed(cs []store.Change) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	for _, c := range cs {
-		if !(c.Job != 0 && c.JobState.Over()) && c.VMState != gpuserver.VMGone {
+		if c.Job != 0 && !c.JobState.Over() { // tried again: its next end is another one
+			for _, over := range []gpuserver.JobState{gpuserver.JobRefused, gpuserver.JobDone, gpuserver.JobFailed} {
+				e.seen.Remove(store.Change{Job: c.Job, JobState: over})
+			}
+			continue
+		}
+		if c.Job == 0 && c.VMState != gpuserver.VMGone {
 			continue
 		}
 		if again, _ := e.seen.ContainsOrAdd(c, struct{}{}); !again && len(e.waiting) < maxWaiting {

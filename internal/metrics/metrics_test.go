@@ -134,3 +134,23 @@ func TestWhatPassesByIsCounted(t *testing.T) {
 		}
 	}
 }
+
+// A job that failed, was tried again and failed again ended twice.
+func TestEachEndOfAJobIsCounted(t *testing.T) {
+	db := apitest.OpenStore(t)
+	m := metrics.New(db, apitest.NewFleet(t, db), "")
+	t.Cleanup(m.Close)
+	w := apitest.Seed(t, db)
+	move := func(to gpuserver.JobState) {
+		t.Helper()
+		if err := db.Update(t.Context(), func(tx *store.Tx) error { return tx.MoveJob(&w.Queued, to, "x") }); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, count := range []string{"1", "2"} {
+		move(gpuserver.JobFailed)
+		await(t, m, `gpuserver_jobs_ended_total{conclusion="none",state="failed"} `+count)
+		move(gpuserver.JobReceived)
+		move(gpuserver.JobQueued)
+	}
+}

@@ -275,3 +275,13 @@ func (f *Fleet) Clouds(context.Context) []api.CloudStatus { return f.CloudList }
 
 // Forges implements api.Actions.
 func (f *Fleet) Forges(context.Context) []api.ForgeStatus { return f.ForgeList }
+
+// Flavors implements api.Surroundings.
+func (f *Fleet) Flavors(context.Context) []api.FlavorInfo {
+	return []api.FlavorInfo{{Flavor: gpuserver.Flavor{Name: "small", VCPUs: 2, MemoryMiB: 2048, DiskGiB: 10}, Aliases: []string{"2vcpu"}}}
+}
+
+// Images implements api.Surroundings.
+func (f *Fleet) Images(context.Context) []gpuserver.Image {
+	return []gpuserver.Image{{Name: "demo", Aliases: []string{"ubuntu-2404"}}}
+}
