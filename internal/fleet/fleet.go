@@ -92,9 +92,10 @@ type Fleet struct {
 	secrets  map[gpuserver.VMID]secret
 	beats    map[gpuserver.VMID]time.Time
 	avoid    map[avoidKey]avoided
-	down     map[string]gpuserver.Reason // clouds that cannot be reached
-	hosts    map[string][]gpuserver.Host // last good capacity by cloud
-	since    map[string]time.Time        // when a cloud went up or down
+	down     map[string]gpuserver.Reason   // clouds that cannot be reached
+	hosts    map[string][]gpuserver.Host   // last good capacity by cloud
+	since    map[string]time.Time          // when a cloud went up or down
+	absent   map[gpuserver.JobID]time.Time // jobs that their forge did not know when it was asked, since when
 	draining bool
 
 	calls map[string]chan struct{} // limits of concurrent calls, by forge or cloud
@@ -112,7 +113,7 @@ func New(ctx context.Context, o Options) (*Fleet, error) {
 	f := &Fleet{
 		Options: o, clouds: map[string]cloud.Driver{}, replan: make(chan struct{}, 1), jobs: make(chan struct{}, 1),
 		secrets: map[gpuserver.VMID]secret{}, beats: map[gpuserver.VMID]time.Time{}, avoid: map[avoidKey]avoided{},
-		down: map[string]gpuserver.Reason{}, hosts: map[string][]gpuserver.Host{}, since: map[string]time.Time{}, calls: map[string]chan struct{}{},
+		down: map[string]gpuserver.Reason{}, hosts: map[string][]gpuserver.Host{}, since: map[string]time.Time{}, absent: map[gpuserver.JobID]time.Time{}, calls: map[string]chan struct{}{},
 		out: newOutputs(o.OutputDir),
 	}
 	for _, c := range o.Clouds {

@@ -311,6 +311,41 @@ func TestEndOfARunningVM(t *testing.T) {
 	})
 }
 
+// TestJobThatTheForgeDoesNotKnow believes the forge the second time: one such
+// answer passes by, and a job that is gone for good is ended.
+func TestJobThatTheForgeDoesNotKnow(t *testing.T) {
+	var ended []string
+	reread := func(_ context.Context, _ string, j forge.Job) error {
+		if j.State == gpuserver.ForgeCompleted {
+			ended = append(ended, j.Conclusion)
+		}
+		return nil
+	}
+	inBubble(t, func(o *Options) { o.Reread, o.Every.Jobs = reread, 5*time.Minute }, func(b *bench) {
+		id := b.job("small")
+		b.running(id, b.vm(b.wantJob(id, gpuserver.JobStarting).VM).Runner.Name)
+		b.pass(6 * time.Minute) // read once, and not known
+		if b.forge.count("job") == 0 || len(ended) != 0 {
+			t.Fatalf("asked %d times, ended %q after one answer", b.forge.count("job"), ended)
+		}
+		b.forge.mu.Lock()
+		b.forge.jobs[int64(id)] = forge.Job{ID: int64(id), State: gpuserver.ForgeInProgress}
+		b.forge.mu.Unlock()
+		b.pass(5 * time.Minute) // known again
+		b.forge.mu.Lock()
+		delete(b.forge.jobs, int64(id))
+		b.forge.mu.Unlock()
+		b.pass(5 * time.Minute) // the first denial anew
+		if len(ended) != 0 {
+			t.Fatalf("ended %q after a denial that was taken back and another", ended)
+		}
+		b.pass(5 * time.Minute)
+		if len(ended) == 0 || ended[0] != "not_found" {
+			t.Errorf("a job that is gone for good ended %q, want not_found", ended)
+		}
+	})
+}
+
 // TestOrphanRunners deletes registrations of ours that no VM has, and no others.
 func TestOrphanRunners(t *testing.T) {
 	inBubble(t, func(o *Options) { o.Every.Runners = time.Minute }, func(b *bench) {

@@ -223,7 +223,12 @@ func (f *Fleet) rereadJob(ctx context.Context, name string, fg Forge, id gpuserv
 		return
 	}
 	now, err := fg.Job(ctx, repoOf(j), j.ForgeID)
-	if gpuserver.KindOf(err) == gpuserver.KindNotFound {
+	unknown := gpuserver.KindOf(err) == gpuserver.KindNotFound
+	if !f.confirmed(id, unknown) {
+		f.Log.Warn("the forge does not know a job; it is asked again before that counts", "job", id, "forge", name)
+		return
+	}
+	if unknown {
 		// The repository or the run was deleted, or the App removed.
 		now, err = forge.Job{ID: j.ForgeID, State: gpuserver.ForgeCompleted, Conclusion: "not_found", Repo: repoOf(j), RunID: j.RunID, Labels: j.Labels}, nil
 	}
@@ -240,6 +245,26 @@ func (f *Fleet) rereadJob(ctx context.Context, name string, fg Forge, id gpuserv
 	if err := f.Reread(ctx, name, now); err != nil {
 		f.Log.Error("job's state cannot be applied", "job", id, "err", err)
 	}
+}
+
+// absentFor is how long a forge does not know a job before we believe it: an
+// answer of that kind can pass, and taking it for the job's end would end its VM.
+const absentFor = time.Minute
+
+// confirmed notes whether the forge knew a job, and reports whether the answer
+// counts: a second denial, a while after the first, or none.
+func (f *Fleet) confirmed(id gpuserver.JobID, unknown bool) bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	first, denied := f.absent[id]
+	if !unknown || denied && time.Since(first) >= absentFor {
+		delete(f.absent, id)
+		return true
+	}
+	if !denied {
+		f.absent[id] = time.Now()
+	}
+	return false
 }
 
 // compareRunners deletes registrations of ours that belong to no VM alive.
