@@ -55,6 +55,32 @@ func TestRegistrationRefusedForALimit(t *testing.T) {
 	}
 }
 
+// TestForgeThatFailsIsTold shows an outage of the forge in the status, and its end.
+func TestForgeThatFailsIsTold(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, "")
+	w.serve()
+	up := func(want bool) {
+		t.Helper()
+		c := w.client()
+		defer c.Close()
+		w.eventually(fmt.Sprintf("status says that the forge is up: %v", want), func() string {
+			s, err := c.Status(w.ctx)
+			if err != nil || len(s.Forges) != 1 || s.Forges[0].Up != want || !want && s.Forges[0].Reason == "" {
+				return fmt.Sprintf("%+v, %v", s.Forges, err)
+			}
+			return ""
+		})
+	}
+	up(true)
+	w.ok(w.forge.SetFaults(w.ctx, []forgetest.Fault{{Kind: forgetest.Fault502, Path: "*"}}))
+	run := w.dispatch("alice", 1)
+	up(false)
+	w.ok(w.forge.SetFaults(w.ctx, nil))
+	w.succeeded(run)
+	up(true)
+}
+
 // TestCreateThatHappenedIsAdopted answers a create with an error after the VM
 // came to be: it is taken for ours, not made twice.
 func TestCreateThatHappenedIsAdopted(t *testing.T) {
