@@ -98,6 +98,48 @@ func TestLibvirtDies(t *testing.T) {
 	}
 }
 
+// TestLibvirtDiesInACreate kills libvirtd on the way to a VM. Whatever came of
+// the VM, it is found by its name, and after a delete nothing of it is left.
+func TestLibvirtDiesInACreate(t *testing.T) {
+	cfg := newPlace(t)
+	d := open(t, cfg)
+	for name, sign := range map[string]string{
+		"before":  filepath.Join(cfg.vmDir("before"), recordFile),
+		"called":  filepath.Join(cfg.vmDir("called"), driveFile),
+		"process": "/run/libvirt/qemu/process.pid",
+		"console": cfg.console("console"),
+	} {
+		made := make(chan error, 1)
+		go func() {
+			_, err := d.Create(bounded(t), spec(cfg, name, "sleep 1000000"))
+			made <- err
+		}()
+		eventually(t, func() error { _, err := os.Stat(sign); return err })
+		host(t, "kill -9 $(cat "+lab.Libvirtd()+")")
+		created := <-made
+		if created != nil {
+			wantKind(t, created, "Create "+name, gpuserver.KindUnavailable)
+		}
+		if err := lab.Up(); err != nil {
+			t.Fatal(err)
+		}
+		eventually(t, func() error {
+			vm, err := d.Get(bounded(t), name)
+			if gpuserver.KindOf(err) == gpuserver.KindNotFound && created != nil {
+				return nil
+			}
+			if err == nil && created == nil && vm.State != cloud.StateRunning {
+				t.Errorf("%s: the VM was made, and is %s", name, vm.State)
+			}
+			return err
+		})
+		eventually(t, func() error { return d.Delete(bounded(t), name) })
+		if left := host(t, "pgrep -af guest="+name+",; ls -A "+cfg.vmsDir()+" "+cfg.addressesDir()+" | grep -v : ; virsh -q list --all --name; true"); strings.TrimSpace(left) != "" {
+			t.Errorf("%s: left behind: %s", name, left)
+		}
+	}
+}
+
 // TestConsoleIsBounded writes 100 MB to a console.
 func TestConsoleIsBounded(t *testing.T) {
 	cfg := newPlace(t)
