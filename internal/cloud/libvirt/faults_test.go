@@ -134,7 +134,7 @@ func TestLibvirtDiesInACreate(t *testing.T) {
 			return err
 		})
 		eventually(t, func() error { return d.Delete(bounded(t), name) })
-		if left := host(t, "pgrep -af guest="+name+",; ls -A "+cfg.vmsDir()+" "+cfg.addressesDir()+" | grep -v : ; virsh -q list --all --name; true"); strings.TrimSpace(left) != "" {
+		if left := host(t, "pgrep -af '[g]uest="+name+",'; ls -A "+cfg.vmsDir()+" "+cfg.addressesDir()+" | grep -v : ; virsh -q list --all --name; true"); strings.TrimSpace(left) != "" {
 			t.Errorf("%s: left behind: %s", name, left)
 		}
 	}
