@@ -3,7 +3,9 @@ package fleet
 import (
 	"context"
 	"fmt"
+	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -314,10 +316,18 @@ func TestEndOfARunningVM(t *testing.T) {
 // TestJobThatTheForgeDoesNotKnow believes the forge the second time: one such
 // answer passes by, and a job that is gone for good is ended.
 func TestJobThatTheForgeDoesNotKnow(t *testing.T) {
-	var ended []string
+	var mu sync.Mutex
+	var conclusions []string
+	ended := func() []string {
+		mu.Lock()
+		defer mu.Unlock()
+		return slices.Clone(conclusions)
+	}
 	reread := func(_ context.Context, _ string, j forge.Job) error {
 		if j.State == gpuserver.ForgeCompleted {
-			ended = append(ended, j.Conclusion)
+			mu.Lock()
+			defer mu.Unlock()
+			conclusions = append(conclusions, j.Conclusion)
 		}
 		return nil
 	}
@@ -325,8 +335,8 @@ func TestJobThatTheForgeDoesNotKnow(t *testing.T) {
 		id := b.job("small")
 		b.running(id, b.vm(b.wantJob(id, gpuserver.JobStarting).VM).Runner.Name)
 		b.pass(6 * time.Minute) // read once, and not known
-		if b.forge.count("job") == 0 || len(ended) != 0 {
-			t.Fatalf("asked %d times, ended %q after one answer", b.forge.count("job"), ended)
+		if b.forge.count("job") == 0 || len(ended()) != 0 {
+			t.Fatalf("asked %d times, ended %q after one answer", b.forge.count("job"), ended())
 		}
 		b.forge.mu.Lock()
 		b.forge.jobs[int64(id)] = forge.Job{ID: int64(id), State: gpuserver.ForgeInProgress}
@@ -336,12 +346,12 @@ func TestJobThatTheForgeDoesNotKnow(t *testing.T) {
 		delete(b.forge.jobs, int64(id))
 		b.forge.mu.Unlock()
 		b.pass(5 * time.Minute) // the first denial anew
-		if len(ended) != 0 {
-			t.Fatalf("ended %q after a denial that was taken back and another", ended)
+		if len(ended()) != 0 {
+			t.Fatalf("ended %q after a denial that was taken back and another", ended())
 		}
 		b.pass(5 * time.Minute)
-		if len(ended) == 0 || ended[0] != "not_found" {
-			t.Errorf("a job that is gone for good ended %q, want not_found", ended)
+		if all := ended(); len(all) == 0 || all[0] != "not_found" {
+			t.Errorf("a job that is gone for good ended %q, want not_found", all)
 		}
 	})
 }
