@@ -86,6 +86,7 @@ type agent struct {
 	status  *status
 	report  *reporter
 	servers []netip.Addr // for DNS, as the config drive tells
+	starts  int          // of runner or command so far
 
 	interrupts chan string // reasons to interrupt the runner
 	work       sync.WaitGroup

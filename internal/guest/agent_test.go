@@ -220,6 +220,20 @@ func TestAgentStartsTheRunnerAgain(t *testing.T) {
 	}
 }
 
+// TestAgentLetsTheRunnerUpdate: the script that puts the new version in place
+// waits for the old one's end, so it has to outlive it.
+func TestAgentLetsTheRunnerUpdate(t *testing.T) {
+	h := newHouse(t, `[ -e began ] && { cat version >ran; exit 7; }
+touch began
+(while [ -e /proc/$$ ]; do sleep 0.05; done; echo new >version; touch update.finished) &
+exit 4`)
+	h.start(t)
+	h.wait(t)
+	if got := h.read(t, "opt/runner/ran"); got != "new\n" {
+		t.Errorf("version %q runs after the update, expected the new one", got)
+	}
+}
+
 func TestAgentInterruptsByOrder(t *testing.T) {
 	h := newHouse(t, `trap 'echo interrupted >sig; exit 5' INT; touch ready; sleep 1000 & wait`)
 	h.start(t)

@@ -14,7 +14,8 @@ import (
 	"time"
 )
 
-// runnerScope is the systemd scope of the runner in the job's slice.
+// runnerScope starts the name of the runner's systemd scope in the job's slice;
+// the number of the start follows.
 const runnerScope = "gpuserver-runner"
 
 // runnerOOMScore protects the runner, so that it lives to report a step that
@@ -46,16 +47,21 @@ func (a *agent) runJob(ctx context.Context) jobExit {
 	if a.payload.Command != nil {
 		return a.runCommand(ctx)
 	}
-	for first := true; ; first = false {
-		exit := a.runOnce(ctx, first)
-		if ctx.Err() != nil || !a.again(ctx, exit.status) {
-			return exit
+	for {
+		exit, group := a.runOnce(ctx)
+		if ctx.Err() == nil && a.again(ctx, exit.status) {
+			continue
 		}
+		a.killJob(group)
+		return exit
 	}
 }
 
 // again reports whether the runner is to be started again, after the wait that
-// its exit code asks for.
+// its exit code asks for. Nothing is killed meanwhile: a runner that updates
+// itself leaves a script behind, which puts the new version in place once the old
+// one has ended.
+// Source: actions/runner, update.sh.template.
 func (a *agent) again(ctx context.Context, status int) bool {
 	switch status {
 	case runnerRetryable:
@@ -89,8 +95,9 @@ func (a *agent) again(ctx context.Context, status int) bool {
 	}
 }
 
-// runOnce starts the runner and waits for its end.
-func (a *agent) runOnce(ctx context.Context, first bool) jobExit {
+// runOnce starts the runner and waits for its end; group is its process group, 0
+// if it was not started.
+func (a *agent) runOnce(ctx context.Context) (exit jobExit, group int) {
 	program := filepath.Join(a.RunnerDir, "bin", "Runner.Listener")
 	args := []string{a.path(program), "run"}
 	if _, err := os.Stat(a.path(program)); err != nil {
@@ -105,16 +112,16 @@ func (a *agent) runOnce(ctx context.Context, first bool) jobExit {
 	cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr // what the listener says of itself; no job's output
 	if err := cmd.Start(); err != nil {
 		a.log.Error("cannot start the runner", "err", err)
-		return jobExit{status: startFailed}
+		return jobExit{status: startFailed}, 0
 	}
-	if first {
+	if a.starts == 1 {
 		a.status.reached(PhaseRunner)
 		a.report.wake()
 		asking, done := context.WithCancel(context.WithoutCancel(ctx))
 		defer done()
 		a.work.Go(func() { a.askVersion(asking, args[0]) })
 	}
-	return a.await(ctx, cmd, 0)
+	return a.await(ctx, cmd, 0), cmd.Process.Pid
 }
 
 // askVersion notes the runner's version. A runner that does not say it soon is
@@ -139,10 +146,11 @@ func (a *agent) askVersion(ctx context.Context, program string) {
 // command makes a process of the runner's user in the job's slice and in a
 // process group of its own. Its environment is not on any command line.
 func (a *agent) command(oomScore int, dir string, args []string, env map[string]string) *exec.Cmd {
+	a.starts++ // what an earlier start left behind keeps its scope's name
 	if !a.Unprivileged {
 		args = slices.Concat([]string{
 			"systemd-run", "--scope", "--quiet", "--collect", "--slice=gpuserver-job.slice",
-			"--unit=" + runnerScope, "--property=Delegate=yes", "--",
+			"--unit=" + runnerScope + "-" + strconv.Itoa(a.starts), "--property=Delegate=yes", "--",
 		}, a.program(), []string{"exec", a.RunnerUser, strconv.Itoa(oomScore), "--"}, args)
 	}
 	cmd := exec.Command(args[0], args[1:]...)
@@ -168,7 +176,8 @@ func (a *agent) environment() map[string]string {
 }
 
 // await waits for cmd's end, and carries out interrupts: SIGINT, the grace
-// period, then everything in the slice is killed. limit 0 is none.
+// period, then everything in the slice is killed. What cmd left behind is the
+// caller's. limit 0 is none.
 func (a *agent) await(ctx context.Context, cmd *exec.Cmd, limit time.Duration) jobExit {
 	ended := make(chan error, 1)
 	go func() { ended <- cmd.Wait() }() // ends with cmd, which is waited for below
@@ -189,7 +198,6 @@ func (a *agent) await(ctx context.Context, cmd *exec.Cmd, limit time.Duration) j
 		select {
 		case err := <-ended:
 			exit.status = exitStatus(err)
-			a.killJob(cmd.Process.Pid)
 			return exit
 		case reason := <-a.interrupts:
 			interrupt(reason)
@@ -205,9 +213,12 @@ func (a *agent) await(ctx context.Context, cmd *exec.Cmd, limit time.Duration) j
 	}
 }
 
-// killJob ends all that the job started: the process group and the slice.
-func (a *agent) killJob(pid int) {
-	_ = syscall.Kill(-pid, syscall.SIGKILL) // nobody there is fine
+// killJob ends all that the job started: the process group (0: none) and the
+// slice.
+func (a *agent) killJob(group int) {
+	if group != 0 { // which would be our own
+		_ = syscall.Kill(-group, syscall.SIGKILL) // nobody there is fine
+	}
 	if !a.Unprivileged {
 		_ = os.WriteFile(a.path(jobSlice, "cgroup.kill"), []byte("1"), 0) // kernels before 5.14 lack it
 	}

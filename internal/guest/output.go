@@ -42,6 +42,7 @@ func (a *agent) runCommand(ctx context.Context) jobExit {
 	a.status.reached(PhaseRunner)
 	a.report.wake()
 	exit := a.await(ctx, cmd, c.Timeout)
+	a.killJob(cmd.Process.Pid)
 	streams.wait(cancel)
 	return exit
 }
