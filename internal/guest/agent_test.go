@@ -2,6 +2,7 @@ package guest_test
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -9,9 +10,12 @@ import (
 	"net/http/httputil"
 	"net/url"
 	"os"
+	"os/exec"
+	"os/signal"
 	"path/filepath"
 	"strings"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
@@ -21,16 +25,59 @@ import (
 	"gpuserver/internal/guest"
 )
 
-// TestMain lets the test program be the agent's own: the hook script calls it.
+// TestMain lets the test program be the agent's own, which the hook script calls,
+// and the worker of a runner.
 func TestMain(m *testing.M) {
-	if len(os.Args) == 3 && os.Args[1] == "hook" {
-		if err := guest.Hook(context.Background(), os.Getenv("HOOK_SOCKET"), os.Getenv, os.Stdout); err != nil {
-			fmt.Println(gpuserver.PublicText(err))
+	switch {
+	case len(os.Args) == 3 && os.Args[1] == "hook":
+		ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
+		code := guest.HookMain(ctx, os.Getenv("HOOK_SOCKET"), os.Stdout)
+		stop()
+		os.Exit(code)
+	case len(os.Args) == 2 && os.Args[1] == "worker":
+		if err := worker(); err != nil {
+			fmt.Println(err)
 			os.Exit(1)
 		}
 		os.Exit(0)
 	}
 	os.Exit(m.Run())
+}
+
+// worker does with the job-started hook what the real runner's does: after it,
+// whatever came of it, run the steps that run always, unless the runner was
+// interrupted meanwhile. Then it interrupts the hook, too, and terminates it later.
+func worker() error {
+	interrupted := make(chan os.Signal, 1)
+	signal.Notify(interrupted, syscall.SIGINT)
+	out, err := os.Create("hook")
+	if err != nil {
+		return err
+	}
+	defer out.Close()
+	cmd := exec.Command("bash", "-e", os.Getenv("ACTIONS_RUNNER_HOOK_JOB_STARTED"))
+	cmd.Stdout, cmd.Stderr = out, out
+	if err := cmd.Start(); err != nil {
+		return err
+	}
+	ended := make(chan error, 1)
+	go func() { ended <- cmd.Wait() }() // waited for below
+	var news <-chan time.Time
+	for stopping := false; !stopping; {
+		select {
+		case <-interrupted:
+			news = time.After(500 * time.Millisecond) // on its way from the listener to the worker
+		case <-news:
+			stopping = true
+		case <-ended:
+			return os.WriteFile("always-step", nil, 0o644)
+		}
+	}
+	_ = cmd.Process.Signal(syscall.SIGINT)
+	_ = cmd.Process.Signal(syscall.SIGTERM)
+	<-ended
+	_, err = fmt.Fprintln(out, "", cmd.ProcessState.ExitCode())
+	return err
 }
 
 // house is a guest's file system in a folder, with a runner that is a script.
@@ -284,21 +331,41 @@ func TestAgentReportsLate(t *testing.T) {
 func TestHookRefusal(t *testing.T) {
 	const ask = `GITHUB_REPOSITORY=octo-org/hello GITHUB_RUN_ID=12 GITHUB_RUN_ATTEMPT=%d $ACTIONS_RUNNER_HOOK_JOB_STARTED >>hook; echo " $?" >>hook
 `
-	t.Run("by the server", func(t *testing.T) {
-		h := newHouse(t, fmt.Sprintf(ask, 1))
-		h.service.verdict = func(guest.JobStarted) (guest.Verdict, error) { return guest.Verdict{Text: "line 3 says no"}, nil }
+	// The runner goes on with steps that run always unless it is interrupted.
+	refused := func(t *testing.T, h *house, want string) {
+		t.Helper()
 		h.start(t)
 		h.wait(t)
-		if got := h.read(t, "opt/runner/hook"); got != "line 3 says no\n 1\n" {
-			t.Errorf("the hook says %q", got)
+		if got := h.read(t, "opt/runner/hook"); !strings.HasPrefix(got, "::error title=gpuserver::") || !strings.Contains(got, want) || !strings.HasSuffix(got, "\n 1\n") {
+			t.Errorf("the hook says %q, expected %q", got, want)
 		}
+		if _, err := os.Stat(filepath.Join(h.root, "opt/runner/always-step")); !errors.Is(err, os.ErrNotExist) {
+			t.Errorf("a step of the refused job ran (%v)", err)
+		}
+	}
+	work := "export GITHUB_REPOSITORY=octo-org/hello GITHUB_RUN_ID=12 GITHUB_RUN_ATTEMPT=1; exec " + os.Args[0] + " worker"
+	t.Run("by the server", func(t *testing.T) {
+		h := newHouse(t, work)
+		h.service.verdict = func(guest.JobStarted) (guest.Verdict, error) { return guest.Verdict{Text: "line 3 says no"}, nil }
+		refused(t, h, "line 3 says no\n")
 	})
 	t.Run("by a token that died", func(t *testing.T) {
-		h := newHouse(t, fmt.Sprintf(ask, 1))
+		h := newHouse(t, work)
 		h.service.token = "another"
+		refused(t, h, "refuses the question of this VM")
+	})
+	t.Run("of another than the running job", func(t *testing.T) {
+		// The runner's job asks about another by itself, and is not harmed.
+		h := newHouse(t, fmt.Sprintf(ask, 1)+"("+fmt.Sprintf(ask, 2)+") & until grep -q maybe hook; do sleep 0.1; done; sleep 0.3; echo lives >>hook")
+		h.service.verdict = func(j guest.JobStarted) (guest.Verdict, error) {
+			if j.RunAttempt == 1 {
+				return guest.Verdict{Allowed: true}, nil
+			}
+			return guest.Verdict{Text: "maybe"}, nil
+		}
 		h.start(t)
 		h.wait(t)
-		if got := h.read(t, "opt/runner/hook"); !strings.HasSuffix(got, " 1\n") {
+		if got := h.read(t, "opt/runner/hook"); !strings.HasSuffix(got, "lives\n") {
 			t.Errorf("the hook says %q", got)
 		}
 	})
@@ -312,13 +379,13 @@ func TestHookRefusal(t *testing.T) {
 	})
 	t.Run("server away", func(t *testing.T) {
 		t.Parallel() // waits for the agent's patience
-		h := newHouse(t, fmt.Sprintf(ask, 1)+fmt.Sprintf(ask, 2))
+		h := newHouse(t, fmt.Sprintf(ask, 1)+"("+fmt.Sprintf(ask, 2)+") & until grep -q made hook; do sleep 0.1; done")
 		h.service.verdict = func(guest.JobStarted) (guest.Verdict, error) {
 			return guest.Verdict{}, gpuserver.Errorf(gpuserver.KindUnavailable, "later")
 		}
 		h.start(t)
 		h.wait(t)
-		if got := h.read(t, "opt/runner/hook"); !strings.HasPrefix(got, " 0\n") || !strings.Contains(got, "made for run 12 (attempt 1)") || !strings.HasSuffix(got, " 1\n") {
+		if got := h.read(t, "opt/runner/hook"); !strings.HasPrefix(got, " 0\n") || !strings.Contains(got, "made for run 12 (attempt 1)") {
 			t.Errorf("the hook says %q", got)
 		}
 	})

@@ -38,6 +38,7 @@ type hookServer struct {
 	server   *http.Server
 	wait     sync.WaitGroup
 	question atomic.Int64
+	allowed  atomic.Bool // a job was: it is the one that runs
 }
 
 // listenHook opens the socket for the runner's user.
@@ -100,11 +101,16 @@ func (h *hookServer) answer(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	v := h.agent.mayStart(r.Context(), q)
-	status := http.StatusForbidden
 	if v.Allowed {
-		status = http.StatusOK
+		h.allowed.Store(true)
+		writeJSON(w, http.StatusOK, v)
+		return
 	}
-	writeJSON(w, status, v)
+	writeJSON(w, http.StatusForbidden, v)
+	if !h.allowed.Load() { // else it is the running job that asks about another
+		_ = http.NewResponseController(w).Flush() // before the runner ends, and we with it
+		h.agent.interrupt("its job may not run here")
+	}
 }
 
 // mayStart asks the server, and decides itself if that cannot be reached: only
@@ -231,8 +237,8 @@ func askAgent(ctx context.Context, socket string, q JobStarted) (Verdict, error)
 	if err := json.NewDecoder(io.LimitReader(resp.Body, 64<<10)).Decode(&v); err != nil {
 		return Verdict{}, gpuserver.Errorf(gpuserver.KindUnavailable, "the agent of this VM gave no answer that can be read, so the job may not run")
 	}
-	if v.Text == "" {
-		v.Text = v.Error
+	if v.Error != "" {
+		return Verdict{}, gpuserver.Errorf(gpuserver.KindInvalid, "%s", v.Error)
 	}
 	return v.Verdict, nil
 }

@@ -12,6 +12,7 @@ import (
 	"slices"
 	"strconv"
 	"syscall"
+	"time"
 
 	"gpuserver"
 )
@@ -34,7 +35,7 @@ func Main(args, program []string, stdout, stderr io.Writer) int {
 	case len(args) > 0 && args[0] == "agent":
 		return agentMain(ctx, args[1:], program, stderr)
 	case slices.Equal(args, []string{"hook", "job-started"}):
-		return hookMain(ctx, stdout)
+		return hookMain(ctx, HookSocket, stdout)
 	case len(args) >= 5 && args[0] == "exec" && args[3] == "--":
 		score, err := strconv.Atoi(args[2])
 		if err != nil {
@@ -66,9 +67,18 @@ func agentMain(ctx context.Context, args, program []string, stderr io.Writer) in
 	return 0
 }
 
-// hookMain writes a refusal as the annotation that the forge shows on the job.
-func hookMain(ctx context.Context, stdout io.Writer) int {
-	err := Hook(ctx, HookSocket, os.Getenv, stdout)
+// refusalHold is how long a refused job's hook stays, at most.
+const refusalHold = 2 * time.Minute
+
+// hookMain writes a refusal as the annotation that the forge shows on the job,
+// and then stays: a runner goes on after a failed hook with those steps that run
+// always, but not if it was interrupted while the hook ran. The agent does that;
+// the runner then ends the hook by SIGINT, which also comes from the agent and is
+// ignored, and SIGTERM, which ends ctx.
+// Source: actions/runner, StepsRunner and ProcessInvoker.
+func hookMain(ctx context.Context, socket string, stdout io.Writer) int {
+	signal.Ignore(syscall.SIGINT)
+	err := Hook(context.WithoutCancel(ctx), socket, os.Getenv, stdout) // the reason is to be told
 	if err == nil {
 		return 0
 	}
@@ -77,5 +87,11 @@ func hookMain(ctx context.Context, stdout io.Writer) int {
 		text = e.Public
 	}
 	fmt.Fprintf(stdout, "::error title=gpuserver::%s\n", text)
+	if gpuserver.KindOf(err) == gpuserver.KindRefused {
+		select {
+		case <-ctx.Done():
+		case <-time.After(refusalHold):
+		}
+	}
 	return 1
 }

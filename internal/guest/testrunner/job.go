@@ -38,6 +38,7 @@ const (
 type job struct {
 	*runnerclient.Job
 	runner *runner
+	life   context.Context // the runner's own: it ends when that is interrupted
 	log    *liveLog
 	env    map[string]string // of every step
 	paths  []string          // put before PATH by steps
@@ -49,7 +50,7 @@ type job struct {
 
 // runJob runs all of a job, and gives its result once the whole log was sent.
 func (r *runner) runJob(ctx context.Context, rj *runnerclient.Job) runnerclient.Result {
-	j := &job{Job: rj, runner: r, log: newLiveLog()}
+	j := &job{Job: rj, runner: r, life: ctx, log: newLiveLog()}
 	background, stop := context.WithCancel(context.WithoutCancel(ctx))
 	defer stop()
 	ended := make(chan struct{})
@@ -104,9 +105,10 @@ func (j *job) run(ctx context.Context) runnerclient.Result {
 	if os.Getenv(hookStarted) != "" {
 		step(false, func(ctx context.Context) string { return j.hook(ctx, hookStarted) })
 	}
-	refused := conclusion != success
+	// A hook that failed keeps no step from running that always runs; the end of
+	// the runner does.
 	for i, s := range j.Steps {
-		step(s.Always && !refused, func(ctx context.Context) string { return j.shell(ctx, i, s) })
+		step(s.Always && j.life.Err() == nil, func(ctx context.Context) string { return j.shell(ctx, i, s) })
 	}
 	step(true, func(context.Context) string { return j.cleanUp() })
 	return runnerclient.Result{Conclusion: conclusion}
@@ -117,7 +119,7 @@ func (j *job) run(ctx context.Context) runnerclient.Result {
 func (j *job) step(ctx context.Context, i int, conclusion *string, always bool, do func(context.Context) string) {
 	s := &j.steps[i]
 	if ctx.Err() != nil && *conclusion == success {
-		*conclusion = cancelled
+		*conclusion = j.broken()
 	}
 	if *conclusion != success && !always {
 		s.Status, s.Conclusion = "completed", skipped
@@ -137,6 +139,9 @@ func (j *job) step(ctx context.Context, i int, conclusion *string, always bool, 
 	s.Status, s.Conclusion, s.CompletedAt = "completed", result, time.Now().UTC()
 	if *conclusion == success {
 		*conclusion = result
+		if result == cancelled {
+			*conclusion = j.broken()
+		}
 	}
 	j.reportSteps(ctx)
 }
@@ -182,6 +187,15 @@ func (j *job) setUp(context.Context) string {
 	return success
 }
 
+// broken gives the conclusion of a job that was broken off: whose runner was
+// interrupted has failed. Source: actions/runner, StepsRunner.
+func (j *job) broken() string {
+	if j.life.Err() != nil {
+		return failure
+	}
+	return cancelled
+}
+
 // showSetupInfo shows the groups of .setup_info. Source: actions/runner,
 // JobExtension.
 func (j *job) showSetupInfo() {
@@ -204,7 +218,7 @@ func (j *job) showSetupInfo() {
 }
 
 // hook runs the script that the named variable points at; if it fails the job
-// fails before its first step.
+// has failed, and only steps that always run come after it.
 func (j *job) hook(ctx context.Context, variable string) string {
 	path := os.Getenv(variable)
 	j.log.printf("A job started hook has been configured by the self-hosted runner administrator")
@@ -214,7 +228,7 @@ func (j *job) hook(ctx context.Context, variable string) string {
 		j.log.printf("##[error]'%s' is not a valid path to a script. Make sure it has the extension .sh", path)
 		return failure
 	}
-	return j.command(ctx, 0, nil, "bash", "--noprofile", "--norc", "-e", "-o", "pipefail", path)
+	return j.command(ctx, 0, nil, "bash", "-e", path)
 }
 
 // shell runs one step's script.
@@ -253,7 +267,7 @@ func (j *job) takeFiles() {
 // cleanUp runs the job-completed hook and ends what steps left running.
 func (j *job) cleanUp() string {
 	result := success
-	if os.Getenv(hookCompleted) != "" {
+	if os.Getenv(hookCompleted) != "" && j.life.Err() == nil {
 		result = j.hook(context.Background(), hookCompleted)
 	}
 	j.log.printf("Cleaning up orphan processes")

@@ -202,11 +202,11 @@ func TestHooks(t *testing.T) {
 		started, conclusion string
 		ran                 bool
 	}{
-		"passes":  {"echo hook of $GITHUB_RUN_ID", "success", true},
-		"refuses": {"echo because; exit 1", "failure", false},
+		"passes": {"echo hook of $GITHUB_RUN_ID", "success", true},
+		"fails":  {"echo because; exit 1", "failure", false},
 	} {
 		t.Run(name, func(t *testing.T) {
-			b := newBench(t, forgetest.JobSpec{Steps: []runnerclient.Step{{Run: "echo step-$((1+1))", Always: true}}})
+			b := newBench(t, forgetest.JobSpec{Steps: []runnerclient.Step{{Run: "echo step-$((1+1))"}, {Run: "echo always-$((1+1))", Always: true}}})
 			b.env = append(b.env, hookStarted+"="+b.file(t, "started.sh", c.started), hookCompleted+"="+b.file(t, "completed.sh", "echo completed-$((2+2))"))
 			_, end := b.start(t, "run")
 			if code, out := end(); code != ExitSuccess {
@@ -216,12 +216,32 @@ func TestHooks(t *testing.T) {
 			if job.Conclusion != c.conclusion || strings.Contains(log, "step-2") != c.ran {
 				t.Errorf("conclusion %q, expected %q; log:\n%s", job.Conclusion, c.conclusion, log)
 			}
-			contains(t, log, "completed-4\n")
+			contains(t, log, "always-2\n", "completed-4\n") // as the real runner does
 		})
 	}
 }
 
-func TestInterruptCancelsTheJob(t *testing.T) {
+// TestInterruptWhileTheHookRuns: then no step runs at all, which is how a refused
+// job is ended.
+func TestInterruptWhileTheHookRuns(t *testing.T) {
+	b := newBench(t, forgetest.JobSpec{Steps: []runnerclient.Step{{Name: "step", Run: "echo step-$((1+1))", Always: true}}})
+	b.env = append(b.env, hookStarted+"="+b.file(t, "started.sh", "trap 'exit 1' INT; echo asking-$((1+1)); while :; do sleep 0.1; done"))
+	cmd, end := b.start(t, "run")
+	b.awaitLog(t, "asking-2")
+	if err := cmd.Process.Signal(syscall.SIGINT); err != nil {
+		t.Fatal(err)
+	}
+	if code, out := end(); code != ExitSuccess {
+		t.Errorf("status %d: %s", code, out)
+	}
+	job, _ := b.result(t)
+	want := []string{"Set up job: success", "Set up runner: cancelled", "step: skipped", "Complete job: success"}
+	if diff := cmp.Diff(want, conclusions(job)); job.Conclusion != "failure" || diff != "" {
+		t.Errorf("%s (-want +got):\n%s", job.Conclusion, diff)
+	}
+}
+
+func TestInterruptFailsTheJob(t *testing.T) {
 	b := newBench(t, forgetest.JobSpec{Steps: []runnerclient.Step{
 		{Name: "long", Run: "trap 'echo caught; exit 1' INT; echo waiting-$((1+1)); while :; do sleep 0.1; done"}, {Name: "after", Run: "echo never"},
 	}})
@@ -233,7 +253,7 @@ func TestInterruptCancelsTheJob(t *testing.T) {
 	if code, out := end(); code != ExitSuccess {
 		t.Errorf("status %d: %s", code, out)
 	}
-	b.cancelled(t)
+	b.brokenOff(t, "failure")
 }
 
 func TestForgeCancelsTheJob(t *testing.T) {
@@ -248,14 +268,14 @@ func TestForgeCancelsTheJob(t *testing.T) {
 	if code, out := end(); code != ExitSuccess {
 		t.Errorf("status %d: %s", code, out)
 	}
-	b.cancelled(t)
+	b.brokenOff(t, "cancelled")
 }
 
-func (b *bench) cancelled(t *testing.T) {
+func (b *bench) brokenOff(t *testing.T, conclusion string) {
 	t.Helper()
 	job, log := b.result(t)
 	want := []string{"Set up job: success", "long: cancelled", "after: skipped", "Complete job: success"}
-	if diff := cmp.Diff(want, conclusions(job)); job.Conclusion != "cancelled" || diff != "" {
+	if diff := cmp.Diff(want, conclusions(job)); job.Conclusion != conclusion || diff != "" {
 		t.Errorf("%s (-want +got):\n%s", job.Conclusion, diff)
 	}
 	contains(t, log, "caught\n", "##[error]The operation was canceled.\n")

@@ -1,0 +1,4 @@
+package guest
+
+// HookMain is the hook as a program.
+var HookMain = hookMain
