@@ -1,7 +1,9 @@
 package guest_test
 
 import (
+	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -10,7 +12,6 @@ import (
 	"net/http/httputil"
 	"net/url"
 	"os"
-	"os/exec"
 	"os/signal"
 	"path/filepath"
 	"strings"
@@ -42,42 +43,6 @@ func TestMain(m *testing.M) {
 		os.Exit(0)
 	}
 	os.Exit(m.Run())
-}
-
-// worker does with the job-started hook what the real runner's does: after it,
-// whatever came of it, run the steps that run always, unless the runner was
-// interrupted meanwhile. Then it interrupts the hook, too, and terminates it later.
-func worker() error {
-	interrupted := make(chan os.Signal, 1)
-	signal.Notify(interrupted, syscall.SIGINT)
-	out, err := os.Create("hook")
-	if err != nil {
-		return err
-	}
-	defer out.Close()
-	cmd := exec.Command("bash", "-e", os.Getenv("ACTIONS_RUNNER_HOOK_JOB_STARTED"))
-	cmd.Stdout, cmd.Stderr = out, out
-	if err := cmd.Start(); err != nil {
-		return err
-	}
-	ended := make(chan error, 1)
-	go func() { ended <- cmd.Wait() }() // waited for below
-	var news <-chan time.Time
-	for stopping := false; !stopping; {
-		select {
-		case <-interrupted:
-			news = time.After(500 * time.Millisecond) // on its way from the listener to the worker
-		case <-news:
-			stopping = true
-		case <-ended:
-			return os.WriteFile("always-step", nil, 0o644)
-		}
-	}
-	_ = cmd.Process.Signal(syscall.SIGINT)
-	_ = cmd.Process.Signal(syscall.SIGTERM)
-	<-ended
-	_, err = fmt.Fprintln(out, "", cmd.ProcessState.ExitCode())
-	return err
 }
 
 // house is a guest's file system in a folder, with a runner that is a script.
@@ -116,13 +81,7 @@ func newHouse(t *testing.T, script string) *house {
 		"etc/hosts": "127.0.0.1 localhost\n", "etc/environment": "OLD=1", "opt/runner/.setup_info": `[{"group":"Image","detail":"i"}]`,
 		"opt/runner/bin/Runner.Listener": "#!/bin/bash\n[ \"$1\" = --version ] && { echo 9.9; exit; }\n" + script,
 	} {
-		path := filepath.Join(root, name)
-		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
-			t.Fatal(err)
-		}
-		if err := os.WriteFile(path, []byte(content), 0o755); err != nil {
-			t.Fatal(err)
-		}
+		h.write(t, name, content)
 	}
 	h.gate = &gate{next: guest.Handler(h.service, slog.New(slog.DiscardHandler))}
 	h.payload = guest.Payload{
@@ -132,6 +91,18 @@ func newHouse(t *testing.T, script string) *house {
 		SetupInfo: []gpuserver.SetupInfo{{Group: "Flavor", Detail: "small"}},
 	}
 	return h
+}
+
+// write makes a file of the house.
+func (h *house) write(t *testing.T, name, content string) {
+	t.Helper()
+	path := filepath.Join(h.root, name)
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(path, []byte(content), 0o755); err != nil {
+		t.Fatal(err)
+	}
 }
 
 // start runs the agent in the house until the test's end.
@@ -236,6 +207,47 @@ exit 0`)
 	h.noSecretLeft(t)
 }
 
+func TestContainersShareTheSlice(t *testing.T) {
+	for name, c := range map[string]struct {
+		daemon       bool
+		before, want string
+	}{
+		"no Docker":   {},
+		"no settings": {daemon: true, want: `{"cgroup-parent":"gpuserver-job.slice"}`},
+		"others":      {daemon: true, before: `{"mtu":1400}`, want: `{"cgroup-parent":"gpuserver-job.slice","mtu":1400}`},
+		"cgroupfs": {daemon: true, before: `{"exec-opts":["native.cgroupdriver=cgroupfs"]}`,
+			want: `{"cgroup-parent":"/gpuserver.slice/gpuserver-job.slice","exec-opts":["native.cgroupdriver=cgroupfs"]}`},
+		"its own": {daemon: true, before: `{"cgroup-parent":"x.slice"}`, want: `{"cgroup-parent":"x.slice"}`},
+		"damaged": {daemon: true, before: `{`, want: `{`},
+	} {
+		t.Run(name, func(t *testing.T) {
+			h := newHouse(t, "exit 0")
+			if c.daemon {
+				h.write(t, "usr/bin/dockerd", "")
+			}
+			if c.before != "" {
+				h.write(t, "etc/docker/daemon.json", c.before)
+			}
+			h.start(t)
+			h.wait(t)
+			b, err := os.ReadFile(filepath.Join(h.root, "etc/docker/daemon.json"))
+			if c.want == "" {
+				if !errors.Is(err, os.ErrNotExist) {
+					t.Errorf("%q (%v), expected no file", b, err)
+				}
+				return
+			}
+			var got bytes.Buffer
+			if json.Compact(&got, b) != nil {
+				got.Write(b)
+			}
+			if got := strings.ReplaceAll(got.String(), "\n", ""); !strings.HasSuffix(got, c.want) {
+				t.Errorf("%s, expected %s", got, c.want)
+			}
+		})
+	}
+}
+
 // noSecretLeft looks for the agent's token and the runner's secret in all files
 // but the drive's own, which a real VM takes away.
 func (h *house) noSecretLeft(t *testing.T) {
@@ -326,69 +338,6 @@ func TestAgentReportsLate(t *testing.T) {
 	if first := h.service.beats[0]; first.AgoSeconds <= 0 {
 		t.Errorf("the first report says %v s ago", first.AgoSeconds)
 	}
-}
-
-func TestHookRefusal(t *testing.T) {
-	const ask = `GITHUB_REPOSITORY=octo-org/hello GITHUB_RUN_ID=12 GITHUB_RUN_ATTEMPT=%d $ACTIONS_RUNNER_HOOK_JOB_STARTED >>hook; echo " $?" >>hook
-`
-	// The runner goes on with steps that run always unless it is interrupted.
-	refused := func(t *testing.T, h *house, want string) {
-		t.Helper()
-		h.start(t)
-		h.wait(t)
-		if got := h.read(t, "opt/runner/hook"); !strings.HasPrefix(got, "::error title=gpuserver::") || !strings.Contains(got, want) || !strings.HasSuffix(got, "\n 1\n") {
-			t.Errorf("the hook says %q, expected %q", got, want)
-		}
-		if _, err := os.Stat(filepath.Join(h.root, "opt/runner/always-step")); !errors.Is(err, os.ErrNotExist) {
-			t.Errorf("a step of the refused job ran (%v)", err)
-		}
-	}
-	work := "export GITHUB_REPOSITORY=octo-org/hello GITHUB_RUN_ID=12 GITHUB_RUN_ATTEMPT=1; exec " + os.Args[0] + " worker"
-	t.Run("by the server", func(t *testing.T) {
-		h := newHouse(t, work)
-		h.service.verdict = func(guest.JobStarted) (guest.Verdict, error) { return guest.Verdict{Text: "line 3 says no"}, nil }
-		refused(t, h, "line 3 says no\n")
-	})
-	t.Run("by a token that died", func(t *testing.T) {
-		h := newHouse(t, work)
-		h.service.token = "another"
-		refused(t, h, "refuses the question of this VM")
-	})
-	t.Run("of another than the running job", func(t *testing.T) {
-		// The runner's job asks about another by itself, and is not harmed.
-		h := newHouse(t, fmt.Sprintf(ask, 1)+"("+fmt.Sprintf(ask, 2)+") & until grep -q maybe hook; do sleep 0.1; done; sleep 0.3; echo lives >>hook")
-		h.service.verdict = func(j guest.JobStarted) (guest.Verdict, error) {
-			if j.RunAttempt == 1 {
-				return guest.Verdict{Allowed: true}, nil
-			}
-			return guest.Verdict{Text: "maybe"}, nil
-		}
-		h.start(t)
-		h.wait(t)
-		if got := h.read(t, "opt/runner/hook"); !strings.HasSuffix(got, "lives\n") {
-			t.Errorf("the hook says %q", got)
-		}
-	})
-	t.Run("too many questions", func(t *testing.T) {
-		h := newHouse(t, strings.Repeat(fmt.Sprintf(ask, 1), 12))
-		h.start(t)
-		h.wait(t)
-		if got := h.read(t, "opt/runner/hook"); strings.Count(got, " 0\n") != 8 || !strings.HasSuffix(got, "asked too often\n 1\n") {
-			t.Errorf("the hook says %q", got)
-		}
-	})
-	t.Run("server away", func(t *testing.T) {
-		t.Parallel() // waits for the agent's patience
-		h := newHouse(t, fmt.Sprintf(ask, 1)+"("+fmt.Sprintf(ask, 2)+") & until grep -q made hook; do sleep 0.1; done")
-		h.service.verdict = func(guest.JobStarted) (guest.Verdict, error) {
-			return guest.Verdict{}, gpuserver.Errorf(gpuserver.KindUnavailable, "later")
-		}
-		h.start(t)
-		h.wait(t)
-		if got := h.read(t, "opt/runner/hook"); !strings.HasPrefix(got, " 0\n") || !strings.Contains(got, "made for run 12 (attempt 1)") {
-			t.Errorf("the hook says %q", got)
-		}
-	})
 }
 
 func TestCommandMode(t *testing.T) {

@@ -124,7 +124,9 @@ func TestJobThatEatsMemory(t *testing.T) {
 	t.Parallel()
 	image := demoImage(t)
 	s := newSite(t, "boot-memory", []runnerclient.Step{
-		{Name: "who", Run: `uname -a; id; echo "greeting: $SITE_GREETING"; echo "jit: ${ACTIONS_RUNNER_INPUT_JITCONFIG-gone}"; git --version; cat /sys/class/net/eth0/mtu; cat /proc/self/oom_score_adj /proc/$PPID/oom_score_adj; echo "at $HOME $USER"; df -m / | tail -1; cat /proc/self/cgroup; cat /etc/resolv.conf; ip route; grep SITE /etc/environment`},
+		{Name: "who", Run: `uname -a; id; echo "greeting: $SITE_GREETING"; echo "jit: ${ACTIONS_RUNNER_INPUT_JITCONFIG-gone}"; git --version; cat /sys/class/net/eth0/mtu; cat /proc/self/oom_score_adj /proc/$PPID/oom_score_adj; echo "at $HOME $USER"; df -m / | tail -1; cat /proc/self/cgroup; cat /etc/resolv.conf; ip route; grep SITE /etc/environment
+cd /sys/fs/cgroup; echo "kept $(cat system.slice/memory.min) $(cat system.slice/gpuserver-agent.service/memory.min) alone $(cat gpuserver.slice/gpuserver-job.slice/memory.oom.group)"
+echo "left $(($(awk '/MemTotal/ {print $2}' /proc/meminfo) / 1024 - $(cat gpuserver.slice/gpuserver-job.slice/memory.max) / 1048576))"`},
 		{Name: "probe", Run: probe, Env: map[string]string{"NEEDLE": token[6:]}},
 		{Name: "hog", Run: "head -c 8G /dev/zero | tail; echo survived"},
 	})
@@ -135,7 +137,7 @@ func TestJobThatEatsMemory(t *testing.T) {
 	}
 	for _, want := range []string{
 		"Linux boot-memory 6.1", "(runner)", "greeting: hello from the payload", "jit: gone", "git version", "Z 1400", "Z 500", "Z -500", "at /home/runner runner",
-		"a small one", "gpuserver-job.slice", "nameserver 10.0.2.3", "default via 10.0.2.2 dev eth0", "SITE_GREETING=", "probed", "##[error]Process completed with exit code 137.",
+		"a small one", "gpuserver-job.slice", "nameserver 10.0.2.3", "default via 10.0.2.2 dev eth0", "SITE_GREETING=", "probed", "kept 100663296 50331648 alone 0", "left 160", "##[error]Process completed with exit code 137.",
 	} {
 		if !strings.Contains(log, want) {
 			t.Errorf("the log lacks %q", want)

@@ -18,7 +18,7 @@ import (
 	"gpuserver"
 )
 
-// setUpEarly does what has to be there before the network comes up.
+// setUpEarly does what has to be there before the network and Docker come up.
 func (a *agent) setUpEarly(d drive) error {
 	if err := a.writeFile("etc/hostname", []byte(d.hostname+"\n"), 0o644); err != nil {
 		return err
@@ -32,6 +32,9 @@ func (a *agent) setUpEarly(d drive) error {
 	hosts = append(bytes.TrimRight(hosts, "\n"), fmt.Sprintf("\n127.0.1.1 %s\n", d.hostname)...)
 	if err := a.writeFile("etc/hosts", bytes.TrimLeft(hosts, "\n"), 0o644); err != nil {
 		return err
+	}
+	if err := a.shareSlice(); err != nil {
+		a.log.Error("containers will not be in the job's slice", "err", err)
 	}
 	a.servers = d.network.nameServers()
 	a.applyStatic(d.network, d.payload.MTU)
