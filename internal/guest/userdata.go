@@ -3,7 +3,9 @@ package guest
 import (
 	"bytes"
 	"encoding/json"
+	"maps"
 	"net/url"
+	"slices"
 	"strings"
 
 	"gpuserver"
@@ -35,13 +37,40 @@ type writeFile struct {
 	Permissions string `json:"permissions"`
 }
 
-// stockStart starts the runner in an image without our agent. /run is memory,
-// and the file goes before the runner starts, so the secret is on no disk.
-const stockStart = `[ -x ` + AgentPath + ` ] && { rm -f /run/gpuserver-runner.env; exit 0; }
-set -a; . /run/gpuserver-runner.env; set +a; rm -f /run/gpuserver-runner.env
+// stockEnv is where cloud-init puts the environment of the runner, the secret
+// among it: a folder in memory.
+const stockEnv = "/run/gpuserver-runner.env"
+
+// stockStart is the script that starts the runner in an image without our agent.
+// Before the runner starts, everything that has the secret goes: our own file,
+// cloud-init's copies of the user data, and the config drive. root is put before
+// all paths, for tests.
+// Source: cloud-init documentation, "Instance data" and "Files and directories".
+func stockStart(root string) string {
+	return strings.ReplaceAll(`[ -x ~`+AgentPath+` ] && { rm -f ~`+stockEnv+`; exit 0; }
+set -a; . ~`+stockEnv+`; set +a
+rm -f ~`+stockEnv+` ~/run/cloud-init/instance-data-sensitive.json ~/run/cloud-init/combined-cloud-config.json
+rm -f ~/var/lib/cloud/instance/*.txt ~/var/lib/cloud/instance/*.txt.i ~/var/lib/cloud/instance/obj.pkl
+drive=$(blkid -L `+driveLabel+`) && (echo 1 >~/sys/class/block/"${drive##*/}"/device/delete) 2>/dev/null
 id runner >/dev/null 2>&1 || useradd --create-home --shell /bin/bash runner
-cd /opt/runner && chown -R runner: . && setpriv --reuid=runner --regid=runner --init-groups ./run.sh
-poweroff`
+export HOME="$(getent passwd runner | cut -d: -f6)" USER=runner LOGNAME=runner SHELL=/bin/bash
+cd ~/opt/runner && chown -R runner: . && setpriv --reuid=runner --regid="$(id -g runner)" --init-groups ./run.sh
+poweroff`, "~", root)
+}
+
+// stockFiles are the files that cloud-init writes for the script.
+func stockFiles(p Payload) []writeFile {
+	env := maps.Clone(p.Env)
+	if env == nil {
+		env = map[string]string{}
+	}
+	env[jitEnv] = p.JITConfig
+	var b strings.Builder
+	for _, name := range slices.Sorted(maps.Keys(env)) {
+		b.WriteString(name + "='" + strings.ReplaceAll(env[name], "'", `'\''`) + "'\n")
+	}
+	return []writeFile{{Path: stockEnv, Content: b.String(), Permissions: "0600"}}
+}
 
 // UserData makes the user data of a VM: a cloud-config with p under the key
 // "gpuserver", and what a stock image's cloud-init needs to start a runner.
@@ -54,12 +83,8 @@ func UserData(p Payload) ([]byte, error) {
 	}
 	u := userData{Payload: &p}
 	if p.JITConfig != "" {
-		u.WriteFiles = []writeFile{{
-			Path:        "/run/gpuserver-runner.env",
-			Content:     jitEnv + "='" + p.JITConfig + "'\n",
-			Permissions: "0600",
-		}}
-		u.RunCmd = [][]string{{"sh", "-c", stockStart}}
+		u.WriteFiles = stockFiles(p)
+		u.RunCmd = [][]string{{"sh", "-c", stockStart("")}}
 	}
 	var b bytes.Buffer
 	b.WriteString(cloudConfigHeader + "\n")

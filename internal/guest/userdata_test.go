@@ -2,6 +2,10 @@ package guest
 
 import (
 	"encoding/json"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -49,7 +53,7 @@ func TestUserDataIsCloudConfig(t *testing.T) {
 		t.Fatal(err)
 	}
 	if len(config.WriteFiles) != 1 || config.WriteFiles[0].Permissions != "0600" ||
-		config.WriteFiles[0].Content != "ACTIONS_RUNNER_INPUT_JITCONFIG='eyJhIjoiYiJ9'\n" {
+		config.WriteFiles[0].Content != "A='b <c> & \"d\"'\nACTIONS_RUNNER_INPUT_JITCONFIG='eyJhIjoiYiJ9'\n" {
 		t.Errorf("write_files is %+v", config.WriteFiles)
 	}
 	for _, c := range config.RunCmd {
@@ -61,6 +65,76 @@ func TestUserDataIsCloudConfig(t *testing.T) {
 	p.JITConfig, p.Command = "", &gpuserver.Command{Args: []string{"true"}}
 	if b, err = UserData(p); err != nil || strings.Contains(string(b), "runcmd") {
 		t.Errorf("a command's user data starts a runner (%v): %s", err, b)
+	}
+}
+
+// TestStockImage carries out what cloud-init would in an image without our agent,
+// in a folder, with stand-ins for what needs root.
+func TestStockImage(t *testing.T) {
+	root := t.TempDir()
+	p := samplePayload()
+	p.Env = map[string]string{"QUOTES": `a'b"c $HOME`, "LINES": "x\ny"}
+	write := func(name, content string) {
+		t.Helper()
+		path := filepath.Join(root, name)
+		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(path, []byte(content), 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, f := range stockFiles(p) {
+		write(f.Path, f.Content)
+	}
+	data, err := UserData(p)
+	if err != nil {
+		t.Fatal(err)
+	}
+	copies := []string{
+		"var/lib/cloud/instance/user-data.txt", "var/lib/cloud/instance/user-data.txt.i", "var/lib/cloud/instance/cloud-config.txt",
+		"var/lib/cloud/instance/obj.pkl", "run/cloud-init/instance-data-sensitive.json", "run/cloud-init/combined-cloud-config.json",
+	}
+	for _, name := range copies {
+		write(name, string(data))
+	}
+	write("sys/class/block/sr0/device/delete", "")
+	for name, script := range map[string]string{
+		"blkid": `[ "$*" = "-L config-2" ] && echo /dev/sr0`, "id": `[ "$1" != -g ] || echo 77`, "useradd": "exit 1", "chown": "exit 0",
+		"getent": "echo runner:x:77:77::/home/of/runner:/bin/bash", "poweroff": "echo off >>ran",
+		"setpriv": `echo "$@" >privileges; while [ "${1#--}" != "$1" ]; do shift; done; exec "$@"`,
+	} {
+		write("bin/"+name, "#!/bin/sh\n"+script+"\n")
+	}
+	write("opt/runner/run.sh", "#!/bin/sh\nenv -0 >env; grep -rl \"$"+jitEnv+"\" \""+root+"\" --exclude=env >leaks; cat \""+root+"/sys/class/block/sr0/device/delete\" >ran\n")
+	cmd := exec.Command("sh", "-c", stockStart(root))
+	cmd.Env = []string{"PATH=" + filepath.Join(root, "bin") + ":" + os.Getenv("PATH"), "HOME=/root"}
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	read := func(name string) string {
+		b, err := os.ReadFile(filepath.Join(root, "opt/runner", name))
+		if err != nil {
+			t.Error(err)
+		}
+		return string(b)
+	}
+	if got := read("ran"); got != "1\noff\n" {
+		t.Errorf("the config drive and the machine's end: %q", got)
+	}
+	if got := read("privileges"); got != "--reuid=runner --regid=77 --init-groups ./run.sh\n" {
+		t.Errorf("started with %q", got)
+	}
+	if got := read("leaks"); got != "" {
+		t.Errorf("the secret is in %s", got)
+	}
+	env := strings.Split(read("env"), "\x00")
+	for _, want := range []string{
+		jitEnv + "=" + p.JITConfig, `QUOTES=a'b"c $HOME`, "LINES=x\ny", "HOME=/home/of/runner", "USER=runner", "LOGNAME=runner", "SHELL=/bin/bash",
+	} {
+		if !slices.Contains(env, want) {
+			t.Errorf("the runner's environment lacks %q: %q", want, env)
+		}
 	}
 }
 
