@@ -54,6 +54,10 @@ type Options struct {
 	// answers the job-started hook by itself; 0 is 15 s.
 	HookPatience time.Duration
 
+	// OutputPatience is how long a command's last output may take to get through;
+	// 0 is a minute.
+	OutputPatience time.Duration
+
 	// Program is how the agent calls itself, for the hook and to start the
 	// runner; nil is the path of its own program.
 	Program []string
@@ -107,6 +111,7 @@ func newAgent(o Options) *agent {
 		o.SampleEvery = time.Second
 	}
 	o.HookPatience = orDefault(o.HookPatience, hookPatience)
+	o.OutputPatience = orDefault(o.OutputPatience, outputWait)
 	return &agent{Options: o, log: o.Log, interrupts: make(chan string, 4), online: make(chan struct{})}
 }
 

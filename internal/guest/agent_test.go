@@ -14,6 +14,7 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync/atomic"
 	"syscall"
@@ -51,6 +52,7 @@ type house struct {
 	service *service
 	payload guest.Payload
 	gate    *gate
+	options guest.Options
 	done    chan error
 }
 
@@ -119,14 +121,15 @@ func (h *house) start(t *testing.T) {
 	if err := os.WriteFile(filepath.Join(drive, "user_data"), data, 0o600); err != nil {
 		t.Fatal(err)
 	}
+	o := h.options
+	o.Root, o.ConfigDrive, o.Unprivileged = h.root, filepath.Join(h.root, "drive"), true
+	o.SampleEvery, o.HookPatience = 20*time.Millisecond, 3*time.Second
+	o.Log = slog.New(slog.NewTextHandler(t.Output(), nil))
 	ctx, cancel := context.WithCancel(context.Background())
 	finished := make(chan struct{})
 	go func() {
 		defer close(finished)
-		h.done <- guest.Run(ctx, guest.Options{
-			Root: h.root, ConfigDrive: filepath.Join(h.root, "drive"), Unprivileged: true, SampleEvery: 20 * time.Millisecond, HookPatience: 3 * time.Second,
-			Log: slog.New(slog.NewTextHandler(t.Output(), nil)),
-		})
+		h.done <- guest.Run(ctx, o)
 	}()
 	t.Cleanup(func() { cancel(); <-finished })
 }
@@ -369,6 +372,26 @@ func TestCommandMode(t *testing.T) {
 				t.Errorf("stderr is %q, expected %q", got, c.stderr)
 			}
 		})
+	}
+}
+
+// TestOutputHeldOpen: a process that is out of reach and keeps the command's
+// output open does not keep the VM.
+func TestOutputHeldOpen(t *testing.T) {
+	h := newHouse(t, "")
+	h.payload.JITConfig, h.payload.Command = "", &gpuserver.Command{
+		Args: []string{"sh", "-c", "cd " + h.root + "; setsid sh -c 'echo $$ >held; exec sleep 1000' & until [ -s held ]; do sleep 0.05; done; exit 5"},
+	}
+	h.options.OutputPatience = 200 * time.Millisecond
+	t.Cleanup(func() {
+		if pid, err := strconv.Atoi(strings.TrimSpace(h.read(t, "held"))); err == nil {
+			_ = syscall.Kill(pid, syscall.SIGKILL)
+		}
+	})
+	h.start(t)
+	h.wait(t)
+	if last := h.service.last(t); last.RunnerExit == nil || *last.RunnerExit != 5 {
+		t.Errorf("the last report is %+v, expected exit 5", last)
 	}
 }
 

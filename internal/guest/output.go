@@ -35,7 +35,7 @@ func (a *agent) runCommand(ctx context.Context) jobExit {
 	}
 	streams.closeWriters()
 	if err != nil {
-		streams.wait(cancel)
+		streams.wait(a.OutputPatience, cancel)
 		a.log.Error("cannot start the command", "err", err)
 		return jobExit{status: startFailed}
 	}
@@ -43,12 +43,13 @@ func (a *agent) runCommand(ctx context.Context) jobExit {
 	a.report.wake()
 	exit := a.await(ctx, cmd, c.Timeout)
 	a.killJob(cmd.Process.Pid)
-	streams.wait(cancel)
+	streams.wait(a.OutputPatience, cancel)
 	return exit
 }
 
 // streamGroup is the two streams of a command.
 type streamGroup struct {
+	readers []*os.File
 	writers []*os.File
 	work    sync.WaitGroup
 	err     error
@@ -61,7 +62,7 @@ func (g *streamGroup) open(ctx context.Context, a *agent, name string) *os.File 
 		g.err = err
 		return nil
 	}
-	g.writers = append(g.writers, w)
+	g.readers, g.writers = append(g.readers, r), append(g.writers, w)
 	s := &stream{agent: a, name: name}
 	s.changed = sync.NewCond(&s.mu)
 	g.work.Go(func() { s.fill(r) })
@@ -77,9 +78,16 @@ func (g *streamGroup) closeWriters() {
 	}
 }
 
-// wait waits until everything was sent; cancel gives up after outputWait.
-func (g *streamGroup) wait(cancel func()) {
-	t := time.AfterFunc(outputWait, cancel)
+// wait waits until everything was sent. After patience it gives up: what was not
+// sent is lost, and so is what somebody writes who holds a pipe still open, such as
+// a service that the command started outside of its slice.
+func (g *streamGroup) wait(patience time.Duration, cancel func()) {
+	t := time.AfterFunc(patience, func() {
+		cancel()
+		for _, r := range g.readers {
+			r.Close()
+		}
+	})
 	defer t.Stop()
 	g.work.Wait()
 }
