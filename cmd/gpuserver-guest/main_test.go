@@ -10,6 +10,7 @@ import (
 )
 
 func TestArguments(t *testing.T) {
+	t.Setenv("NOTIFY_SOCKET", "")
 	for _, c := range []struct {
 		args []string
 		code int
@@ -19,6 +20,8 @@ func TestArguments(t *testing.T) {
 		{nil, 2, "usage:"},
 		{[]string{"hook"}, 2, "usage:"},
 		{[]string{"agent", "--nonsense"}, 2, "nonsense"},
+		// By hand, on some host, it would end with the host's power-off.
+		{[]string{"agent", "--runner-dir", "/nonexistent"}, 2, "only systemd starts it"},
 		{[]string{"exec", "root", "x", "--", "true"}, 2, "usage:"},
 		{[]string{"exec", "nobody-of-that-name", "0", "--", "true"}, 126, "nobody-of-that-name"},
 		{[]string{"hook", "job-started"}, 1, "::error title=gpuserver::"},

@@ -20,7 +20,8 @@ func newGuestCommand() *cobra.Command {
 the runner and reports to the server. It powers the machine off at its end.
 
   guest agent [--runner-dir DIR] [--runner-user USER]
-                        the agent (default /opt/runner and runner); systemd starts it
+                        the agent (default /opt/runner and runner); only systemd starts
+                        it, by a unit of type notify
   guest hook job-started
                         asks the agent whether a job may run; the runner calls it
   guest exec USER ADJ -- PROGRAM [ARGUMENT...]
@@ -29,7 +30,7 @@ the runner and reports to the server. It powers the machine off at its end.
 
 It is the same as gpuserver-guest, the small program that images of this project
 have.`,
-		Example: `  gpuserver guest agent --runner-dir /opt/runner
+		Example: `  ExecStart=/usr/bin/gpuserver guest agent --runner-dir /opt/runner   (in the unit)
   gpuserver guest version`,
 		DisableFlagParsing: true,
 		Args:               cobra.ArbitraryArgs,

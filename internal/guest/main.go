@@ -61,6 +61,11 @@ func agentMain(ctx context.Context, args, program []string, stderr io.Writer) in
 	if err := flags.Parse(args); err != nil || flags.NArg() > 0 {
 		return 2
 	}
+	if os.Getenv("NOTIFY_SOCKET") == "" { // systemd sets it for a unit of type notify
+		fmt.Fprintln(stderr, "the agent powers its machine off at its end, so only systemd starts it, in a VM: "+
+			"see gpuserver-agent.service in scripts/demo-image.d")
+		return 2
+	}
 	if err := Run(ctx, o); err != nil {
 		return 1
 	}
