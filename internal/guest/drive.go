@@ -122,8 +122,9 @@ func (a *agent) mount(name, kind string) (mountedDrive, error) {
 	return m, nil
 }
 
-// release unmounts the drive and removes its device from the kernel, so that
-// not even a job that becomes root finds it.
+// release unmounts the drive and removes its device from the kernel, so that a
+// job does not find it. One that becomes root can have the kernel look for it
+// again; what is on it is good for this VM only.
 func (m mountedDrive) release(a *agent) {
 	if err := unix.Unmount(m.folder, 0); err != nil {
 		a.log.Warn("cannot unmount the config drive", "err", err)
