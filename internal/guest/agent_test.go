@@ -263,6 +263,9 @@ func (h *house) noSecretLeft(t *testing.T) {
 		if strings.Contains(string(b), token) {
 			t.Errorf("%s holds the token", path)
 		}
+		if strings.Contains(string(b), "aml0") && path != filepath.Join(h.root, "opt/runner/env") { // which the test's runner wrote
+			t.Errorf("%s holds the JIT configuration", path)
+		}
 		return err
 	})
 	if err != nil {
