@@ -218,8 +218,10 @@ func TestContainersShareTheSlice(t *testing.T) {
 		"no Docker":   {},
 		"no settings": {daemon: true, want: `{"cgroup-parent":"gpuserver-job.slice"}`},
 		"others":      {daemon: true, before: `{"mtu":1400}`, want: `{"cgroup-parent":"gpuserver-job.slice","mtu":1400}`},
-		"cgroupfs": {daemon: true, before: `{"exec-opts":["native.cgroupdriver=cgroupfs"]}`,
-			want: `{"cgroup-parent":"/gpuserver.slice/gpuserver-job.slice","exec-opts":["native.cgroupdriver=cgroupfs"]}`},
+		"cgroupfs": {
+			daemon: true, before: `{"exec-opts":["native.cgroupdriver=cgroupfs"]}`,
+			want: `{"cgroup-parent":"/gpuserver.slice/gpuserver-job.slice","exec-opts":["native.cgroupdriver=cgroupfs"]}`,
+		},
 		"its own": {daemon: true, before: `{"cgroup-parent":"x.slice"}`, want: `{"cgroup-parent":"x.slice"}`},
 		"damaged": {daemon: true, before: `{`, want: `{`},
 	} {
