@@ -41,16 +41,17 @@ type writeFile struct {
 // among it: a folder in memory.
 const stockEnv = "/run/gpuserver-runner.env"
 
-// stockStart is the script that starts the runner in an image without our agent.
+// stockStart is the script that starts the runner in an image without our agent;
+// with it, it only removes what cloud-init stored, should that have come first.
 // Before the runner starts, everything that has the secret goes: our own file,
 // cloud-init's copies of the user data, and the config drive. root is put before
 // all paths, for tests.
 // Source: cloud-init documentation, "Instance data" and "Files and directories".
 func stockStart(root string) string {
-	return strings.ReplaceAll(`[ -x ~`+AgentPath+` ] && { rm -f ~`+stockEnv+`; exit 0; }
-set -a; . ~`+stockEnv+`; set +a
+	return strings.ReplaceAll(`set -a; . ~`+stockEnv+`; set +a
 rm -f ~`+stockEnv+` ~/run/cloud-init/instance-data-sensitive.json ~/run/cloud-init/combined-cloud-config.json
 rm -f ~/var/lib/cloud/instance/*.txt ~/var/lib/cloud/instance/*.txt.i ~/var/lib/cloud/instance/obj.pkl
+[ -x ~`+AgentPath+` ] && exit 0
 drive=$(blkid -L `+driveLabel+`) && (echo 1 >~/sys/class/block/"${drive##*/}"/device/delete) 2>/dev/null
 id runner >/dev/null 2>&1 || useradd --create-home --shell /bin/bash runner
 export HOME="$(getent passwd runner | cut -d: -f6)" USER=runner LOGNAME=runner SHELL=/bin/bash

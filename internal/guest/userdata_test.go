@@ -68,50 +68,63 @@ func TestUserDataIsCloudConfig(t *testing.T) {
 	}
 }
 
-// TestStockImage carries out what cloud-init would in an image without our agent,
-// in a folder, with stand-ins for what needs root.
-func TestStockImage(t *testing.T) {
-	root := t.TempDir()
-	p := samplePayload()
-	p.Env = map[string]string{"QUOTES": `a'b"c $HOME`, "LINES": "x\ny"}
-	write := func(name, content string) {
-		t.Helper()
-		path := filepath.Join(root, name)
-		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
-			t.Fatal(err)
-		}
-		if err := os.WriteFile(path, []byte(content), 0o755); err != nil {
-			t.Fatal(err)
-		}
-	}
-	for _, f := range stockFiles(p) {
-		write(f.Path, f.Content)
-	}
+// stockHouse is what cloud-init leaves behind of p in an image, in a folder, with
+// stand-ins for what needs root. The runner writes down what it finds.
+func stockHouse(t *testing.T, p Payload) (root string) {
+	t.Helper()
+	root = t.TempDir()
 	data, err := UserData(p)
 	if err != nil {
 		t.Fatal(err)
 	}
-	copies := []string{
+	for _, f := range stockFiles(p) {
+		stockFile(t, root, f.Path, f.Content)
+	}
+	for _, name := range []string{
 		"var/lib/cloud/instance/user-data.txt", "var/lib/cloud/instance/user-data.txt.i", "var/lib/cloud/instance/cloud-config.txt",
 		"var/lib/cloud/instance/obj.pkl", "run/cloud-init/instance-data-sensitive.json", "run/cloud-init/combined-cloud-config.json",
+	} {
+		stockFile(t, root, name, string(data))
 	}
-	for _, name := range copies {
-		write(name, string(data))
-	}
-	write("sys/class/block/sr0/device/delete", "")
+	stockFile(t, root, "sys/class/block/sr0/device/delete", "")
 	for name, script := range map[string]string{
 		"blkid": `[ "$*" = "-L config-2" ] && echo /dev/sr0`, "id": `[ "$1" != -g ] || echo 77`, "useradd": "exit 1", "chown": "exit 0",
 		"getent": "echo runner:x:77:77::/home/of/runner:/bin/bash", "poweroff": "echo off >>ran",
 		"setpriv": `echo "$@" >privileges; while [ "${1#--}" != "$1" ]; do shift; done; exec "$@"`,
 	} {
-		write("bin/"+name, "#!/bin/sh\n"+script+"\n")
+		stockFile(t, root, "bin/"+name, "#!/bin/sh\n"+script+"\n")
 	}
-	write("opt/runner/run.sh", "#!/bin/sh\nenv -0 >env; grep -rl \"$"+jitEnv+"\" \""+root+"\" --exclude=env >leaks; cat \""+root+"/sys/class/block/sr0/device/delete\" >ran\n")
-	cmd := exec.Command("sh", "-c", stockStart(root))
+	stockFile(t, root, "opt/runner/run.sh", "#!/bin/sh\nenv -0 >env; cat \""+root+"/sys/class/block/sr0/device/delete\" >ran\n"+
+		"grep -rl \"$"+jitEnv+"\" \""+root+"\" --exclude=env >leaks\n")
+	return root
+}
+
+func stockFile(t *testing.T, root, name, content string) {
+	t.Helper()
+	path := filepath.Join(root, name)
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(path, []byte(content), 0o755); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func runStock(t *testing.T, root string) {
+	t.Helper()
+	cmd := exec.CommandContext(t.Context(), "sh", "-c", stockStart(root))
 	cmd.Env = []string{"PATH=" + filepath.Join(root, "bin") + ":" + os.Getenv("PATH"), "HOME=/root"}
 	if out, err := cmd.CombinedOutput(); err != nil {
 		t.Fatalf("%v: %s", err, out)
 	}
+}
+
+// TestStockImage carries out what cloud-init would in an image without our agent.
+func TestStockImage(t *testing.T) {
+	p := samplePayload()
+	p.Env = map[string]string{"QUOTES": `a'b"c $HOME`, "LINES": "x\ny"}
+	root := stockHouse(t, p)
+	runStock(t, root)
 	read := func(name string) string {
 		b, err := os.ReadFile(filepath.Join(root, "opt/runner", name))
 		if err != nil {
@@ -135,6 +148,24 @@ func TestStockImage(t *testing.T) {
 		if !slices.Contains(env, want) {
 			t.Errorf("the runner's environment lacks %q: %q", want, env)
 		}
+	}
+}
+
+// TestStockImageWithAgent: the agent starts the runner and takes the drive; what
+// cloud-init stored before it came goes all the same.
+func TestStockImageWithAgent(t *testing.T) {
+	p := samplePayload()
+	root := stockHouse(t, p)
+	stockFile(t, root, AgentPath, "")
+	runStock(t, root)
+	if _, err := os.Stat(filepath.Join(root, "opt/runner/env")); err == nil {
+		t.Error("the runner was started beside the agent's")
+	}
+	if out, _ := exec.CommandContext(t.Context(), "grep", "-rl", p.JITConfig, root).Output(); len(out) > 0 { // status 1: none
+		t.Errorf("the secret is in %s", out)
+	}
+	if b, err := os.ReadFile(filepath.Join(root, "sys/class/block/sr0/device/delete")); err != nil || len(b) > 0 {
+		t.Errorf("the drive was taken away before the agent read it (%v)", err)
 	}
 }
 
