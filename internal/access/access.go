@@ -230,10 +230,10 @@ func (q Request) file() string {
 }
 
 func (q Request) unreadable() Decision {
-	return Decision{Retry: true, Note: "the access file cannot be read" + because(q.Problem), Reason: gpuserver.Reason{
+	return Decision{Note: "the access file cannot be read" + because(q.Problem), Reason: gpuserver.Reason{
 		Class: gpuserver.ReasonConfig,
 		Text: "User not authorized for the requested runners: the .access.yml of " + q.owner() + " cannot be read" +
 			because(q.Problem) + ", and no earlier version of it is known.",
-		Help: "Somebody who can write to " + q.owner() + "/.cirun mends .access.yml; `gpuserver cirun lint` finds what is wrong.",
+		Help: "Somebody who can write to " + q.owner() + "/.cirun mends .access.yml; `gpuserver cirun lint` finds what is wrong. Then re-run the check.",
 	}}
 }

@@ -255,10 +255,25 @@ func (a *Admission) ask(ctx context.Context, f Forge, j gpuserver.Job) (answer, 
 	if err != nil {
 		return answer{}, err
 	}
+	ans, err := a.match(ctx, f, j, run, fs)
+	if notes := strings.Join(fs.notes, "; "); notes != "" && err == nil {
+		if ans.note = strings.TrimSuffix(notes+"; "+ans.note, "; "); ans.reason.Text != "" {
+			ans.reason.Text += " (" + notes + ".)"
+		}
+	}
+	return ans, err
+}
+
+// match finds out what the files that were read give a job.
+func (a *Admission) match(ctx context.Context, f Forge, j gpuserver.Job, run forge.Run, fs ownerFiles) (answer, error) {
 	ans := answer{actor: run.TriggeringActor.Login}
 	m := cirun.Match(cirun.Files{Configuration: a.Runners, Repository: fs.repository, Organisation: fs.organisation}, j.Labels)
-	if len(m.Runners) == 0 {
-		ans.reason, ans.foreign = m.Reason, !a.pointsAtUs(f, fs, j.Labels)
+	if fs.unread != "" && (len(m.Runners) == 0 || m.Runners[0].Origin == cirun.FromLabel) { // its runner may stand in that file
+		ans.reason = unreadFile(fs.unread)
+		return ans, nil
+	}
+	if len(m.Runners) == 0 { // of a file's last good version nobody knows what the new one has
+		ans.reason, ans.foreign = m.Reason, len(fs.notes) == 0 && !a.pointsAtUs(f, fs, j.Labels)
 		return ans, nil
 	}
 	if m.Otherwise.Class != "" {
@@ -281,6 +296,14 @@ func (a *Admission) ask(ctx context.Context, f Forge, j gpuserver.Job) (answer, 
 		ans.reason = lack
 	}
 	return ans, nil
+}
+
+// unreadFile is the refusal where a file of runners cannot be read.
+func unreadFile(why string) gpuserver.Reason {
+	return gpuserver.Reason{
+		Class: gpuserver.ReasonConfig, Text: why + ".",
+		Help: "Somebody who can write to it mends the file; `gpuserver cirun lint` finds what is wrong. Then re-run the check.",
+	}
 }
 
 // pointsAtUs reports whether labels that match nothing were meant for us, so

@@ -1,6 +1,7 @@
 package admission
 
 import (
+	"cmp"
 	"context"
 	"strings"
 	"sync"
@@ -21,6 +22,21 @@ type ownerFiles struct {
 	organisation *cirun.File
 	repository   *cirun.File
 	access       accessFile
+	// unread says of a runner file that it is there and cannot be read, nor is an
+	// earlier version known; "" is none such.
+	unread string
+	// blind: that file is the organisation's, so that nobody can say which names
+	// are taken and no other foreign file may define a runner.
+	blind bool
+	notes []string // of runner files whose last good version is used
+}
+
+// runnerFile is a file of runner entries as it was read.
+type runnerFile struct {
+	file   *cirun.File // nil: there is none, or none that can be read
+	unread string      // why it cannot be read
+	note   string      // that file is its last good version
+	err    error
 }
 
 type accessFile struct {
@@ -32,53 +48,73 @@ type accessFile struct {
 
 // read reads the run and the files at once. If the head is another repository
 // the repository's file comes from the default branch, whatever the head's
-// version says: a fork never changes who may run what.
+// version says: a fork never changes who may run what, nor keeps a job from
+// being decided.
 func (a *Admission) read(ctx context.Context, f Forge, j gpuserver.Job) (run forge.Run, fs ownerFiles, err error) {
 	repo := repoOf(j)
+	var organisation, repository runnerFile
 	g, gctx := errgroup.WithContext(ctx)
 	g.Go(func() (err error) { run, err = f.Run(gctx, repo, j.RunID, j.RunAttempt); return err })
 	org := forge.Repo{Name: repo.Owner() + "/" + f.OrganisationRepo, InstallationID: repo.InstallationID}
-	g.Go(func() (err error) {
-		fs.organisation, err = a.runners(gctx, f, org, f.RunnersFile, "")
-		return err
+	g.Go(func() error {
+		organisation = a.runners(gctx, f, org, f.RunnersFile, "")
+		return organisation.err
 	})
 	g.Go(func() (err error) { fs.access, err = a.access(gctx, f, org); return err })
 	if f.RepositoryFile != "" && j.HeadSHA != "" {
-		g.Go(func() (err error) {
-			fs.repository, err = a.runners(gctx, f, repo, f.RepositoryFile, j.HeadSHA)
-			return err
+		g.Go(func() error { // what it says, and whether it can be read, counts only if it is the run's
+			repository = a.runners(gctx, f, repo, f.RepositoryFile, j.HeadSHA)
+			return nil
 		})
 	}
 	if err := g.Wait(); err != nil {
 		return run, fs, err
 	}
-	if fs.access.state == access.FileAbsent && fs.organisation == nil {
+	fs.organisation = organisation.file
+	if fs.access.state == access.FileAbsent && organisation.file == nil && organisation.unread == "" {
 		a.missOrganisation(ctx, f, org, &fs)
 	}
 	if f.RepositoryFile != "" {
 		if ref := access.FileRef(j.Repo, run.HeadRepo, run.HeadSHA); ref != j.HeadSHA || j.HeadSHA == "" {
-			if fs.repository, err = a.runners(ctx, f, repo, f.RepositoryFile, ref); err != nil {
-				return run, fs, err
-			}
+			repository = a.runners(ctx, f, repo, f.RepositoryFile, ref)
 		}
+		if repository.err != nil {
+			return run, fs, repository.err
+		}
+		fs.repository = repository.file
 	}
+	fs.tell(organisation, repository)
 	a.learn(f, j, fs)
 	return run, fs, nil
+}
+
+// tell notes what of the runner files cannot be read.
+func (fs *ownerFiles) tell(organisation, repository runnerFile) {
+	fs.blind = organisation.unread != ""
+	fs.unread = cmp.Or(organisation.unread, repository.unread)
+	for _, f := range []runnerFile{organisation, repository} {
+		if f.note != "" {
+			fs.notes = append(fs.notes, f.note)
+		}
+	}
+	if fs.blind {
+		fs.repository = nil
+	}
 }
 
 // learn remembers which labels an owner uses. Where repositories define runners
 // of their own, only reading each one's file can tell.
 func (a *Admission) learn(f Forge, j gpuserver.Job, fs ownerFiles) {
 	k := cirun.NewKnown(f.LabelPrefixes, a.Runners, fs.organisation)
-	k.Unread = f.RepositoryFile != ""
+	k.Unread = f.RepositoryFile != "" || fs.unread != ""
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	a.known[ownerKey{j.Forge, strings.ToLower(repoOf(j).Owner())}] = k
 }
 
-// runners reads a file of runner entries; nil if there is none. One that cannot
-// be parsed is replaced by its last good version.
-func (a *Admission) runners(ctx context.Context, f Forge, repo forge.Repo, path, ref string) (*cirun.File, error) {
+// runners reads a file of runner entries. One that cannot be parsed is replaced
+// by its last good version.
+func (a *Admission) runners(ctx context.Context, f Forge, repo forge.Repo, path, ref string) (r runnerFile) {
 	got, err := a.files.get(ctx, f, repo, path, ref, func(b []byte) (any, error) {
 		file, findings, err := cirun.Parse(b, path)
 		for _, x := range findings {
@@ -87,13 +123,19 @@ func (a *Admission) runners(ctx context.Context, f Forge, repo forge.Repo, path,
 		return file, err
 	})
 	if err != nil {
-		return nil, err
+		r.err = err
+		return r
 	}
-	file, _ := got.value.(*cirun.File)
-	if got.problem != "" && file == nil {
-		return nil, gpuserver.Errorf(gpuserver.KindUnavailable, "%s of %s cannot be read (%s), and no earlier version of it is known", path, repo.Name, got.problem)
+	r.file, _ = got.value.(*cirun.File)
+	why := path + " of " + repo.Name + " cannot be read"
+	switch {
+	case got.problem == "":
+	case r.file == nil:
+		r.unread = why + " (" + strings.TrimSuffix(got.problem, ".") + "), and no earlier version of it is known"
+	default:
+		r.note = why + " now (" + strings.TrimSuffix(got.problem, ".") + "); its last good version (" + got.at.UTC().Format(time.RFC3339) + ") was used"
 	}
-	return file, nil
+	return r
 }
 
 // access reads an organisation's access control.
@@ -176,7 +218,7 @@ func (s *files) get(ctx context.Context, f Forge, repo forge.Repo, path, ref str
 	s.mu.Lock()
 	p, ok := s.m[key]
 	s.mu.Unlock()
-	if ok && (ref != "" || time.Since(p.checked) < s.fresh) {
+	if ok && (ref != "" && p.problem == "" || time.Since(p.checked) < s.fresh) {
 		return p, nil
 	}
 	v, err, _ := s.flight.Do(key, func() (any, error) {

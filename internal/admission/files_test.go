@@ -1,0 +1,185 @@
+package admission
+
+import (
+	"context"
+	"io"
+	"log/slog"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"gpuserver"
+	"gpuserver/internal/cirun"
+	"gpuserver/internal/forge"
+	"gpuserver/internal/store"
+)
+
+// shelf is a forge with runs and files, by "owner/name:path@ref".
+type shelf struct {
+	forge.Forge
+	run forge.Run
+
+	mu    sync.Mutex
+	files map[string]string
+	reads map[string]int
+	fail  map[string]error
+}
+
+func (s *shelf) Name() string { return "github" }
+
+func (s *shelf) Run(context.Context, forge.Repo, int64, int) (forge.Run, error) { return s.run, nil }
+
+func (s *shelf) Role(context.Context, forge.Repo, string) (string, error) { return "write", nil }
+
+func (s *shelf) File(_ context.Context, repo forge.Repo, path, ref string) (forge.File, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	key := repo.Name + ":" + path + "@" + ref
+	s.reads[key]++
+	if err := s.fail[key]; err != nil {
+		return forge.File{}, err
+	}
+	text, ok := s.files[key]
+	if !ok {
+		return forge.File{}, gpuserver.Errorf(gpuserver.KindNotFound, "no file %s", key)
+	}
+	return forge.File{Path: path, Ref: ref, Content: []byte(text)}, nil
+}
+
+func (s *shelf) set(key, text string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.files[key] = text
+}
+
+const (
+	orgRunners = "octo/.cirun:.cirun.global.yml@"
+	orgAccess  = "octo/.cirun:.access.yml@"
+	ownRunners = "octo/hello:.cirun.yml@"
+)
+
+// desk is an Admission at octo's files, with a run that alice pushed.
+type desk struct {
+	*Admission
+	*shelf
+	forge Forge
+}
+
+func newDesk(t *testing.T) *desk {
+	t.Helper()
+	db, err := store.Open(t.Context(), filepath.Join(t.TempDir(), "gpuserver.db"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = db.Close() })
+	s := &shelf{
+		reads: map[string]int{}, fail: map[string]error{},
+		run: forge.Run{ID: 1, Attempt: 1, Event: "push", HeadRepo: "octo/hello", HeadSHA: "abc", TriggeringActor: forge.Actor{Login: "alice", ID: 7}},
+		files: map[string]string{
+			orgRunners: "runners:\n  - {name: gpu, cloud: here, instance_type: large, machine_image: debian, labels: [cirun-gpu]}\n",
+			orgAccess:  helloAccess,
+		},
+	}
+	d := &desk{shelf: s, forge: Forge{
+		Forge: s, OrganisationRepo: ".cirun", RunnersFile: ".cirun.global.yml", AccessFile: ".access.yml", RepositoryFile: ".cirun.yml",
+	}}
+	d.Admission = New(Options{
+		DB: db, Log: slog.New(slog.NewTextHandler(io.Discard, nil)), Fresh: time.Hour,
+		Mapping: cirun.Mapping{
+			Clouds:  []cirun.Cloud{{Name: "here"}},
+			Flavors: []cirun.Flavor{{Flavor: gpuserver.Flavor{Name: "large"}}},
+			Images:  []gpuserver.Image{{Name: "debian"}},
+		},
+	})
+	return d
+}
+
+// asks gives the answer to a job of octo/hello with a label.
+func (d *desk) asks(t *testing.T, label string) answer {
+	t.Helper()
+	ans, err := d.ask(t.Context(), d.forge, d.job(label))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return ans
+}
+
+func (d *desk) job(label string) gpuserver.Job {
+	return gpuserver.Job{Forge: "github", Repo: "octo/hello", RunID: 1, RunAttempt: 1, HeadSHA: "abc", Labels: []string{label}, UpdatedAt: time.Now()}
+}
+
+// What a fork's commit holds neither counts nor keeps its job from an answer.
+func TestForksFileIsNotRead(t *testing.T) {
+	d := newDesk(t)
+	d.run.Event, d.run.HeadRepo = "pull_request", "mallory/hello"
+	d.set(orgAccess, strings.Replace(helloAccess, "    roles:", "    pull_request: true\n    roles:", 1))
+	d.set(ownRunners+"abc", "runners: [\n")
+	d.set(ownRunners, "runners:\n  - {name: own, cloud: here, instance_type: large, machine_image: debian, labels: [cirun-own]}\n")
+	if ans := d.asks(t, "cirun-gpu"); len(ans.entries) != 1 || ans.note != "" {
+		t.Errorf("with a fork's broken file: %+v", ans)
+	}
+	d.fail[ownRunners+"abc"] = gpuserver.Errorf(gpuserver.KindUnavailable, "away")
+	d.Admission.files = newFiles(d.DB, time.Hour)
+	if ans := d.asks(t, "cirun-gpu"); len(ans.entries) != 1 {
+		t.Errorf("with a fork's file that cannot be had: %+v", ans)
+	}
+	if ans := d.asks(t, "cirun-own"); ans.resource != "own" || ans.reason.Class != gpuserver.ReasonNoAccess {
+		t.Errorf("the default branch's file was not read: %+v", ans)
+	}
+}
+
+// A repository's file that cannot be read at its commit never can: its runners
+// are missing, the organisation's still serve.
+func TestBrokenFileOfARepository(t *testing.T) {
+	d := newDesk(t)
+	d.set(ownRunners+"abc", "runners: [\n")
+	if ans := d.asks(t, "cirun-gpu"); len(ans.entries) != 1 {
+		t.Errorf("the organisation's runner: %+v", ans)
+	}
+	for _, label := range []string{"cirun-own", "custom", "cirun-here-large-debian"} {
+		ans := d.asks(t, label)
+		if len(ans.entries) != 0 || ans.foreign || ans.reason.Class != gpuserver.ReasonConfig || !strings.Contains(ans.reason.Text, ".cirun.yml of octo/hello cannot be read (.cirun.yml:2: ") {
+			t.Errorf("%s: %+v", label, ans)
+		}
+	}
+}
+
+// An organisation's file that never could be read is a refusal that says so;
+// nothing else may take its runners' names meanwhile.
+func TestBrokenFilesOfAnOrganisation(t *testing.T) {
+	d := newDesk(t)
+	d.set(ownRunners+"abc", "runners:\n  - {name: gpu, cloud: here, instance_type: large, machine_image: debian, labels: [cirun-gpu]}\n")
+	d.set(orgRunners, "runners: [\n")
+	if ans := d.asks(t, "cirun-gpu"); len(ans.entries) != 0 || ans.reason.Class != gpuserver.ReasonConfig || !strings.Contains(ans.reason.Text, ".cirun.global.yml of octo/.cirun cannot be read") {
+		t.Errorf("runners: %+v", ans)
+	}
+
+	d = newDesk(t)
+	d.set(orgAccess, "version: [\n")
+	if ans := d.asks(t, "cirun-gpu"); len(ans.entries) != 0 || ans.reason.Class != gpuserver.ReasonConfig || !strings.Contains(ans.reason.Text, ".access.yml") {
+		t.Errorf("access: %+v", ans)
+	}
+
+	d = newDesk(t)
+	d.fail[orgAccess] = gpuserver.Errorf(gpuserver.KindUnavailable, "the forge is away")
+	if ans, err := d.ask(t.Context(), d.forge, d.job("cirun-gpu")); gpuserver.KindOf(err) != gpuserver.KindUnavailable {
+		t.Errorf("what will pass is no refusal: %+v, %v", ans, err)
+	}
+}
+
+// The last good version of the runners is used, and both answers say so.
+func TestLastGoodRunners(t *testing.T) {
+	d := newDesk(t)
+	d.asks(t, "cirun-gpu")
+	d.set(orgRunners, "runners: [\n")
+	d.Admission.files = newFiles(d.DB, time.Hour) // as after a restart
+	const says = ".cirun.global.yml of octo/.cirun cannot be read now (.cirun.global.yml:2: "
+	if ans := d.asks(t, "cirun-gpu"); len(ans.entries) != 1 || !strings.Contains(ans.note, says) || !strings.Contains(ans.note, "its last good version") {
+		t.Errorf("allowed: %+v", ans)
+	}
+	if ans := d.asks(t, "new-label"); ans.foreign || !strings.Contains(ans.reason.Text, says) {
+		t.Errorf("a label that the new version may have: %+v", ans)
+	}
+}
