@@ -17,7 +17,7 @@ type LintInput struct {
 // Lint finds what can only be seen across files or against a configuration.
 // What is wrong within one file Parse and ParseAccess have found.
 func Lint(in LintInput) []Finding {
-	_, out := merge(Files{Repository: in.Repository, Organisation: in.Organisation})
+	_, _, out := merge(Files{Repository: in.Repository, Organisation: in.Organisation})
 	for _, f := range []*File{in.Organisation, in.Repository} {
 		if f == nil {
 			continue

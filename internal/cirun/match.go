@@ -72,7 +72,9 @@ type Result struct {
 // requested label except self-hosted. Only the text before "--" is compared,
 // without the case of letters, as GitHub compares labels. Names are the
 // configuration's first, then the organisation's: a runner of another file with
-// such a name is ignored.
+// such a name is ignored, and a one-line label that is such a name is none. The
+// name of an entry that cannot be used is taken, too: who may have that runner
+// was said of the organisation's.
 func Match(files Files, labels []string) Result {
 	if len(labels) > maxLabels {
 		return Result{Reason: gpuserver.Reason{
@@ -81,7 +83,7 @@ func Match(files Files, labels []string) Result {
 			Help:  "Leave some out of runs-on.",
 		}}
 	}
-	all, findings := merge(files)
+	all, left, findings := merge(files)
 	res := Result{Labels: dedupe(labels), Findings: findings}
 	want := wanted(labels)
 	if len(want) == 0 {
@@ -98,7 +100,12 @@ func Match(files Files, labels []string) Result {
 		}
 	}
 	if len(res.Runners) == 0 {
-		if r, ok := oneLine(want); ok {
+		if r, ok := lost(left, want); ok {
+			res.Reason = r
+			return res
+		}
+		r, ok := oneLine(want)
+		if ok && !named(all, left, r.Name) {
 			res.Runners, res.Otherwise = []Runner{r}, nearMiss(all, want, files)
 			return res
 		}
@@ -107,37 +114,50 @@ func Match(files Files, labels []string) Result {
 	return res
 }
 
-// merge lists the runners of all files in their order, without those that
-// redefine one of a file with more say.
-func merge(files Files) ([]Runner, []Finding) {
-	taken := map[string]Runner{}
-	conf, _ := pick(files.Configuration, FromConfiguration, taken)
-	org, findings := pick(files.Organisation, FromOrganisation, taken)
-	repo, more := pick(files.Repository, FromRepository, taken)
-	return slices.Concat(conf, repo, org), SortFindings(append(findings, more...))
+// ignored is a runner that plays no part.
+type ignored struct {
+	Runner
+	why string
 }
 
-// pick gives a file's runners, without those whose name is taken by another
-// file, and takes their names.
-func pick(f *File, origin Origin, taken map[string]Runner) ([]Runner, []Finding) {
-	if f == nil {
-		return nil, nil
-	}
-	var out []Runner
-	var findings []Finding
-	for _, r := range f.Runners {
-		if o, ok := taken[strings.ToLower(r.Name)]; ok {
-			findings = append(findings, Finding{Path: r.Path, Line: r.Line, Rule: RuleRedefined, Text: fmt.Sprintf(
-				"the runner %q is the %s's (%s); this one is ignored, so give it another name", clip(r.Name), o.Origin, o.Where())})
-			continue
+// merge lists the runners of all files in their order, without those that
+// redefine one of a file with more say; these and the disabled ones are left out.
+func merge(files Files) (all []Runner, out []ignored, findings []Finding) {
+	taken := map[string]Runner{}
+	pick := func(f *File, origin Origin) (in []Runner) {
+		if f == nil {
+			return nil
 		}
-		r.Origin = origin
-		out = append(out, r)
+		for _, r := range f.Runners {
+			r.Origin = origin
+			if o, ok := taken[strings.ToLower(r.Name)]; ok {
+				out = append(out, ignored{r, fmt.Sprintf("its name is the %s's (%s)", o.Origin, o.Where())})
+				findings = append(findings, Finding{Path: r.Path, Line: r.Line, Rule: RuleRedefined, Text: fmt.Sprintf(
+					"the runner %q is the %s's (%s); this one is ignored, so give it another name", clip(r.Name), o.Origin, o.Where())})
+				continue
+			}
+			in = append(in, r)
+		}
+		for _, r := range f.Disabled {
+			r.Origin = origin
+			out = append(out, ignored{r, "it cannot be used (`gpuserver cirun lint` says why)"})
+			taken[strings.ToLower(r.Name)] = r
+		}
+		for _, r := range in {
+			taken[strings.ToLower(r.Name)] = r
+		}
+		return in
 	}
-	for _, r := range out {
-		taken[strings.ToLower(r.Name)] = r
-	}
-	return out, findings
+	conf := pick(files.Configuration, FromConfiguration)
+	org := pick(files.Organisation, FromOrganisation)
+	repo := pick(files.Repository, FromRepository)
+	return slices.Concat(conf, repo, org), out, SortFindings(findings)
+}
+
+// named reports whether one of the runners has that name.
+func named(all []Runner, left []ignored, name string) bool {
+	return slices.ContainsFunc(all, func(r Runner) bool { return strings.EqualFold(r.Name, name) }) ||
+		slices.ContainsFunc(left, func(r ignored) bool { return strings.EqualFold(r.Name, name) })
 }
 
 func dedupe(labels []string) []string {

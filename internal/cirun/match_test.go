@@ -69,6 +69,36 @@ func TestMatch(t *testing.T) {
 	}
 }
 
+// TestNamesOfDisabledRunnersAreTaken shows that a mistake in the organisation's
+// file does not hand the access to its runner to somebody else's entry.
+func TestNamesOfDisabledRunnersAreTaken(t *testing.T) {
+	org, _, err := Parse([]byte(`runners:
+  - {name: cirun-here-large-debian, cloud: openstack, machine_image: i, labels: [cirun-big]}
+  - {name: cirun-here-small-debian, cloud: openstack, instance_type: t, machine_image: i, labels: [cirun-small]}
+`), ".cirun.global.yml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	repo := &File{Path: ".cirun.yml", Runners: []Runner{runner("Cirun-Here-Large-Debian", "cirun-mine")}}
+	for _, c := range []struct {
+		files       Files
+		label, says string
+	}{
+		{Files{Organisation: org, Repository: repo}, "cirun-mine", "its name is the organisation's (.cirun.global.yml:2)"},
+		{Files{Organisation: org}, "cirun-big", "the runner cirun-here-large-debian (.cirun.global.yml:2) would serve it, but is ignored, because it cannot be used"},
+		{Files{Organisation: org}, "cirun-here-large-debian", `no runner has the label "cirun-here-large-debian"`},
+		{Files{Organisation: org}, "cirun-here-small-debian", `no runner has the label "cirun-here-small-debian"`},
+	} {
+		got := Match(c.files, []string{c.label})
+		if len(got.Runners) != 0 || !strings.Contains(got.Reason.Text, c.says) {
+			t.Errorf("%s: %s, %q", c.label, names(got.Runners), got.Reason.Text)
+		}
+	}
+	if !NewKnown(nil, &File{Disabled: []Runner{runner("x", "lab")}}).Ours([]string{"lab"}) {
+		t.Error("the label of a disabled runner is not ours")
+	}
+}
+
 func TestNearMiss(t *testing.T) {
 	org := fixture(t)
 	cases := []struct {

@@ -44,6 +44,20 @@ func nearMiss(all []Runner, want []string, files Files) gpuserver.Reason {
 	return reason
 }
 
+// lost says why a runner that is meant is ignored.
+func lost(left []ignored, want []string) (gpuserver.Reason, bool) {
+	for _, r := range left {
+		if len(missing(r.Runner, want)) == 0 {
+			return gpuserver.Reason{
+				Class: gpuserver.ReasonNoRunner,
+				Text:  noRunner + fmt.Sprintf("the runner %s (%s) would serve it, but is ignored, because %s.", clip(r.Name), r.Where(), r.why),
+				Help:  fmt.Sprintf("Mend that entry in %s, then re-run the check.", r.Path),
+			}, true
+		}
+	}
+	return gpuserver.Reason{}, false
+}
+
 func where(files Files) string {
 	var paths []string
 	for _, f := range []*File{files.Configuration, files.Repository, files.Organisation} {

@@ -28,9 +28,11 @@ func NewKnown(prefixes []string, files ...*File) Known {
 		if f == nil {
 			continue
 		}
-		for _, r := range f.Runners {
-			for _, l := range r.Labels {
-				k.labels[strings.ToLower(l)] = true
+		for _, rs := range [][]Runner{f.Runners, f.Disabled} { // whose job asks for a disabled one is to be told
+			for _, r := range rs {
+				for _, l := range r.Labels {
+					k.labels[strings.ToLower(l)] = true
+				}
 			}
 		}
 	}

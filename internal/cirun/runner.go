@@ -17,6 +17,10 @@ import (
 type File struct {
 	Path    string
 	Runners []Runner // the usable entries, in the file's order
+	// Disabled are the entries with a name that cannot be used. They keep their
+	// names from entries of files with less say, and explain a refusal; nothing
+	// but name, labels and place is to be read from them.
+	Disabled []Runner
 }
 
 // Runner is one entry of a file: the "resource" of access control.
@@ -83,7 +87,7 @@ func Parse(data []byte, path string) (*File, []Finding, error) {
 		switch p.key {
 		case "runners":
 			seen = true
-			f.Runners = r.runners(p.value)
+			f.Runners, f.Disabled = r.runners(p.value)
 		case "version":
 		default:
 			r.find(p.line, RuleUnknownKey, "the key %q is not known here and is ignored; known are runners and version", clip(p.key))
@@ -97,18 +101,21 @@ func Parse(data []byte, path string) (*File, []Finding, error) {
 	return f, SortFindings(r.findings), nil
 }
 
-func (r *reader) runners(n *yaml.Node) []Runner {
+func (r *reader) runners(n *yaml.Node) (usable, disabled []Runner) {
 	nodes, _ := r.list("runners", n)
 	if len(nodes) == 0 {
 		r.find(n.Line, RuleEmptyFile, "the file defines no runners")
 	}
-	var out []Runner
 	for _, c := range nodes[:min(len(nodes), maxRunners)] {
-		if ru, ok := r.runner(c); ok {
-			out = append(out, ru)
+		ru, ok := r.runner(c)
+		switch {
+		case ok:
+			usable = append(usable, ru)
+		case ru.Name != "":
+			disabled = append(disabled, ru)
 		}
 	}
-	return out
+	return usable, disabled
 }
 
 // entry is a runner while it is read: lists not zipped yet.
@@ -140,7 +147,7 @@ func (r *reader) runner(n *yaml.Node) (Runner, bool) {
 		}
 	}
 	if e.bad {
-		return Runner{}, false
+		return Runner{Name: e.Name, Path: e.Path, Line: e.Line, Labels: e.Labels}, false
 	}
 	r.zip(&e)
 	return e.Runner, len(e.Alternatives) > 0
