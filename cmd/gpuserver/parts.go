@@ -142,8 +142,8 @@ func (d deliveries) Fetch(ctx context.Context, id int64) (intake.Delivery, error
 type userLists struct{ *userlist.Fetcher }
 
 // Users implements what admission needs.
-func (u userLists) Users(ctx context.Context, address string) ([]cirun.User, string, error) {
-	l, err := u.Get(ctx, address)
+func (u userLists) Users(ctx context.Context, address string, since time.Time) ([]cirun.User, string, error) {
+	l, err := u.GetSince(ctx, address, since)
 	return l.Users, l.Stale, err
 }
 

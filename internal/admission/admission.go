@@ -47,7 +47,8 @@ type Options struct {
 	Runners *cirun.File   // of our own configuration; may be nil
 	Access  *cirun.Access // of our own configuration; may be nil
 	Users   interface {
-		Users(ctx context.Context, address string) (users []cirun.User, note string, err error)
+		// Users gives the list at an address, as it was at the earliest at since.
+		Users(ctx context.Context, address string, since time.Time) (users []cirun.User, note string, err error)
 	}
 	// Reread applies what the forge says of a job now; asked in doubt.
 	Reread func(ctx context.Context, forgeName string, j forge.Job) error
@@ -249,19 +250,39 @@ func (a *Admission) commit(ctx context.Context, j gpuserver.Job, ans answer) tim
 	return 0
 }
 
-// ask finds out what a job may have.
+// foreignPause is how long after its files were read an owner's jobs are told
+// apart from others by them: those may be many.
+const foreignPause = 10 * time.Second
+
+// ask finds out what a job may have. A refusal rests on files read after the job
+// came: who mends a file and runs the job again must not hear the old answer.
 func (a *Admission) ask(ctx context.Context, f Forge, j gpuserver.Job) (answer, error) {
-	run, fs, err := a.read(ctx, f, j)
-	if err != nil {
-		return answer{}, err
+	ans, readAt, err := a.askSince(ctx, f, j, time.Time{})
+	since := j.UpdatedAt
+	if ans.foreign {
+		since = since.Add(-foreignPause)
 	}
-	ans, err := a.match(ctx, f, j, run, fs)
+	if err != nil || len(ans.entries) > 0 || !readAt.Before(since) {
+		return ans, err
+	}
+	ans, _, err = a.askSince(ctx, f, j, since)
+	return ans, err
+}
+
+// askSince is ask once, with the default branches' files as they were at since
+// or later. readAt is when the oldest of those was asked for.
+func (a *Admission) askSince(ctx context.Context, f Forge, j gpuserver.Job, since time.Time) (ans answer, readAt time.Time, err error) {
+	run, fs, err := a.read(ctx, f, j, since)
+	if err != nil {
+		return answer{}, readAt, err
+	}
+	ans, err = a.match(ctx, f, j, run, fs)
 	if notes := strings.Join(fs.notes, "; "); notes != "" && err == nil {
 		if ans.note = strings.TrimSuffix(notes+"; "+ans.note, "; "); ans.reason.Text != "" {
 			ans.reason.Text += " (" + notes + ".)"
 		}
 	}
-	return ans, err
+	return ans, fs.readAt, err
 }
 
 // match finds out what the files that were read give a job.
@@ -319,8 +340,8 @@ func (a *Admission) pointsAtUs(f Forge, fs ownerFiles, labels []string) bool {
 func (a *Admission) permit(ctx context.Context, f Forge, j gpuserver.Job, run forge.Run, fs ownerFiles, runners []cirun.Runner) (allowed []cirun.Runner, refusal gpuserver.Reason, note string, err error) {
 	how := &asking{}
 	allowed, refusal, note, err = a.permitBy(ctx, f, j, run, fs, runners, how)
-	if how.remembered && len(allowed) < len(runners) {
-		return a.permitBy(ctx, f, j, run, fs, runners, &asking{afresh: true})
+	if (how.remembered || how.lists) && len(allowed) < len(runners) {
+		return a.permitBy(ctx, f, j, run, fs, runners, &asking{afresh: how.remembered, since: j.UpdatedAt})
 	}
 	return allowed, refusal, note, err
 }
@@ -390,16 +411,17 @@ func (a *Admission) gather(ctx context.Context, f Forge, j gpuserver.Job, q *acc
 // where they are fetched.
 func (a *Admission) fact(ctx context.Context, f Forge, j gpuserver.Job, q access.Request, n access.Fact, how *asking) (access.Value, error) {
 	if n.Kind == access.FactUsers {
-		return a.fetchFact(ctx, f, j, q, n)
+		how.lists = true
+		return a.fetchFact(ctx, f, j, q, n, how.since)
 	}
 	return a.facts.get(ctx, factKey(j, q, n), how, func(ctx context.Context) (access.Value, error) {
-		return a.fetchFact(ctx, f, j, q, n)
+		return a.fetchFact(ctx, f, j, q, n, time.Time{})
 	})
 }
 
 // fetchFact fetches one fact. What a person could mend (a team that does not exist,
 // a list that cannot be read) becomes a Problem; what will pass is an error.
-func (a *Admission) fetchFact(ctx context.Context, f Forge, j gpuserver.Job, q access.Request, n access.Fact) (v access.Value, err error) {
+func (a *Admission) fetchFact(ctx context.Context, f Forge, j gpuserver.Job, q access.Request, n access.Fact, since time.Time) (v access.Value, err error) {
 	switch n.Kind {
 	case access.FactRole:
 		v.Role, err = f.Role(ctx, repoOf(j), q.Actor.Login)
@@ -410,7 +432,7 @@ func (a *Admission) fetchFact(ctx context.Context, f Forge, j gpuserver.Job, q a
 		if a.Users == nil {
 			return access.Value{Problem: "lists of users are not read"}, nil
 		}
-		v.Users, v.Note, err = a.Users.Users(ctx, n.Key)
+		v.Users, v.Note, err = a.Users.Users(ctx, n.Key, since)
 		if err != nil {
 			return access.Value{Problem: gpuserver.PublicText(err)}, ctx.Err()
 		}

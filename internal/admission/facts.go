@@ -34,8 +34,10 @@ const maxFacts = 4096
 
 // asking is one decision's use of facts.
 type asking struct {
-	afresh     bool // nothing remembered will do
-	remembered bool // something remembered was used
+	afresh     bool      // nothing remembered will do
+	remembered bool      // something remembered was used
+	lists      bool      // a list of users was used
+	since      time.Time // lists of users of before will not do
 }
 
 func newFacts(fresh time.Duration) *facts { return &facts{fresh: fresh, m: map[string]fact{}} }

@@ -29,6 +29,8 @@ type ownerFiles struct {
 	// are taken and no other foreign file may define a runner.
 	blind bool
 	notes []string // of runner files whose last good version is used
+	// readAt is when the oldest of the default branches' files was asked for.
+	readAt time.Time
 }
 
 // runnerFile is a file of runner entries as it was read.
@@ -36,6 +38,7 @@ type runnerFile struct {
 	file   *cirun.File // nil: there is none, or none that can be read
 	unread string      // why it cannot be read
 	note   string      // that file is its last good version
+	readAt time.Time
 	err    error
 }
 
@@ -44,39 +47,42 @@ type accessFile struct {
 	file    *cirun.Access
 	problem string
 	version string
+	readAt  time.Time
 }
 
 // read reads the run and the files at once. If the head is another repository
 // the repository's file comes from the default branch, whatever the head's
 // version says: a fork never changes who may run what, nor keeps a job from
 // being decided.
-func (a *Admission) read(ctx context.Context, f Forge, j gpuserver.Job) (run forge.Run, fs ownerFiles, err error) {
+func (a *Admission) read(ctx context.Context, f Forge, j gpuserver.Job, since time.Time) (run forge.Run, fs ownerFiles, err error) {
 	repo := repoOf(j)
 	var organisation, repository runnerFile
 	g, gctx := errgroup.WithContext(ctx)
 	g.Go(func() (err error) { run, err = f.Run(gctx, repo, j.RunID, j.RunAttempt); return err })
 	org := forge.Repo{Name: repo.Owner() + "/" + f.OrganisationRepo, InstallationID: repo.InstallationID}
 	g.Go(func() error {
-		organisation = a.runners(gctx, f, org, f.RunnersFile, "")
+		organisation = a.runners(gctx, f, org, f.RunnersFile, "", since)
 		return organisation.err
 	})
-	g.Go(func() (err error) { fs.access, err = a.access(gctx, f, org); return err })
+	g.Go(func() (err error) { fs.access, err = a.access(gctx, f, org, since); return err })
 	if f.RepositoryFile != "" && j.HeadSHA != "" {
 		g.Go(func() error { // what it says, and whether it can be read, counts only if it is the run's
-			repository = a.runners(gctx, f, repo, f.RepositoryFile, j.HeadSHA)
+			repository = a.runners(gctx, f, repo, f.RepositoryFile, j.HeadSHA, since)
 			return nil
 		})
 	}
 	if err := g.Wait(); err != nil {
 		return run, fs, err
 	}
-	fs.organisation = organisation.file
+	fs.organisation, fs.readAt = organisation.file, earlier(organisation.readAt, fs.access.readAt)
 	if fs.access.state == access.FileAbsent && organisation.file == nil && organisation.unread == "" {
 		a.missOrganisation(ctx, f, org, &fs)
 	}
 	if f.RepositoryFile != "" {
 		if ref := access.FileRef(j.Repo, run.HeadRepo, run.HeadSHA); ref != j.HeadSHA || j.HeadSHA == "" {
-			repository = a.runners(ctx, f, repo, f.RepositoryFile, ref)
+			if repository = a.runners(ctx, f, repo, f.RepositoryFile, ref, since); ref == "" {
+				fs.readAt = earlier(fs.readAt, repository.readAt)
+			}
 		}
 		if repository.err != nil {
 			return run, fs, repository.err
@@ -86,6 +92,13 @@ func (a *Admission) read(ctx context.Context, f Forge, j gpuserver.Job) (run for
 	fs.tell(organisation, repository)
 	a.learn(f, j, fs)
 	return run, fs, nil
+}
+
+func earlier(a, b time.Time) time.Time {
+	if b.Before(a) {
+		return b
+	}
+	return a
 }
 
 // tell notes what of the runner files cannot be read.
@@ -114,8 +127,8 @@ func (a *Admission) learn(f Forge, j gpuserver.Job, fs ownerFiles) {
 
 // runners reads a file of runner entries. One that cannot be parsed is replaced
 // by its last good version.
-func (a *Admission) runners(ctx context.Context, f Forge, repo forge.Repo, path, ref string) (r runnerFile) {
-	got, err := a.files.get(ctx, f, repo, path, ref, func(b []byte) (any, error) {
+func (a *Admission) runners(ctx context.Context, f Forge, repo forge.Repo, path, ref string, since time.Time) (r runnerFile) {
+	got, err := a.files.get(ctx, f, repo, path, ref, since, func(b []byte) (any, error) {
 		file, findings, err := cirun.Parse(b, path)
 		for _, x := range findings {
 			a.Log.Warn("finding in "+path, "repo", repo.Name, "finding", x.String())
@@ -126,6 +139,7 @@ func (a *Admission) runners(ctx context.Context, f Forge, repo forge.Repo, path,
 		r.err = err
 		return r
 	}
+	r.readAt = got.checked
 	r.file, _ = got.value.(*cirun.File)
 	why := path + " of " + repo.Name + " cannot be read"
 	switch {
@@ -139,8 +153,8 @@ func (a *Admission) runners(ctx context.Context, f Forge, repo forge.Repo, path,
 }
 
 // access reads an organisation's access control.
-func (a *Admission) access(ctx context.Context, f Forge, org forge.Repo) (accessFile, error) {
-	got, err := a.files.get(ctx, f, org, f.AccessFile, "", func(b []byte) (any, error) {
+func (a *Admission) access(ctx context.Context, f Forge, org forge.Repo, since time.Time) (accessFile, error) {
+	got, err := a.files.get(ctx, f, org, f.AccessFile, "", since, func(b []byte) (any, error) {
 		file, findings, err := cirun.ParseAccess(b, f.AccessFile)
 		for _, x := range findings {
 			a.Log.Warn("finding in "+f.AccessFile, "repo", org.Name, "finding", x.String())
@@ -153,13 +167,13 @@ func (a *Admission) access(ctx context.Context, f Forge, org forge.Repo) (access
 	file, _ := got.value.(*cirun.Access)
 	switch {
 	case got.problem == "" && file == nil:
-		return accessFile{state: access.FileAbsent}, nil
+		return accessFile{readAt: got.checked, state: access.FileAbsent}, nil
 	case got.problem == "":
-		return accessFile{state: access.FileRead, file: file}, nil
+		return accessFile{readAt: got.checked, state: access.FileRead, file: file}, nil
 	case file == nil:
-		return accessFile{state: access.FileUnreadable, problem: got.problem}, nil
+		return accessFile{readAt: got.checked, state: access.FileUnreadable, problem: got.problem}, nil
 	}
-	return accessFile{state: access.FileLastGood, file: file, problem: got.problem, version: got.at.UTC().Format(time.RFC3339)}, nil
+	return accessFile{readAt: got.checked, state: access.FileLastGood, file: file, problem: got.problem, version: got.at.UTC().Format(time.RFC3339)}, nil
 }
 
 // missOrganisation keeps an organisation's last access control in force where
@@ -173,7 +187,7 @@ func (a *Admission) missOrganisation(ctx context.Context, f Forge, org forge.Rep
 	})
 	if file, ok := last.value.(*cirun.Access); ok {
 		fs.access = accessFile{
-			state: access.FileLastGood, file: file, version: last.at.UTC().Format(time.RFC3339),
+			readAt: fs.access.readAt, state: access.FileLastGood, file: file, version: last.at.UTC().Format(time.RFC3339),
 			problem: "neither it nor " + f.RunnersFile + " can be seen in " + org.Name + " any more",
 		}
 	}
@@ -211,27 +225,33 @@ func newFiles(db *store.DB, fresh time.Duration) *files {
 	return &files{db: db, fresh: fresh, m: map[string]parsed{}}
 }
 
-// get gives a file, parsed. An error means that the forge cannot be asked and
-// no version is known; a file that is not there is a nil value.
-func (s *files) get(ctx context.Context, f Forge, repo forge.Repo, path, ref string, parse func([]byte) (any, error)) (parsed, error) {
+// get gives a file, parsed; one of a branch as it was at since or later. An
+// error means that the forge cannot be asked and no version is known; a file
+// that is not there is a nil value.
+func (s *files) get(ctx context.Context, f Forge, repo forge.Repo, path, ref string, since time.Time, parse func([]byte) (any, error)) (parsed, error) {
 	key := fileKey(f, repo, path, ref)
 	s.mu.Lock()
 	p, ok := s.m[key]
 	s.mu.Unlock()
-	if ok && (ref != "" && p.problem == "" || time.Since(p.checked) < s.fresh) {
+	if ok && (ref != "" && p.problem == "" || time.Since(p.checked) < s.fresh && !p.checked.Before(since)) {
 		return p, nil
 	}
-	v, err, _ := s.flight.Do(key, func() (any, error) {
-		// Several jobs share the answer: one that gives up must not take it from
-		// the others.
-		fctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Minute)
-		defer cancel()
-		return s.fetch(fctx, f, repo, path, ref, key, p, parse)
-	})
-	if err != nil {
-		return parsed{}, err
+	for range 2 { // the first may join a call that began before since
+		v, err, _ := s.flight.Do(key, func() (any, error) {
+			// Several jobs share the answer: one that gives up must not take it from
+			// the others.
+			fctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Minute)
+			defer cancel()
+			return s.fetch(fctx, f, repo, path, ref, key, p, parse)
+		})
+		if err != nil {
+			return parsed{}, err
+		}
+		if p = v.(parsed); !p.checked.Before(since) {
+			break
+		}
 	}
-	return v.(parsed), nil
+	return p, nil
 }
 
 func (s *files) fetch(ctx context.Context, f Forge, repo forge.Repo, path, ref, key string, before parsed, parse func([]byte) (any, error)) (parsed, error) {

@@ -183,3 +183,62 @@ func TestLastGoodRunners(t *testing.T) {
 		t.Errorf("a label that the new version may have: %+v", ans)
 	}
 }
+
+// A refusal rests on files read after the job came, so that who mends one and
+// asks again hears the new answer; what is allowed costs no reading.
+func TestRefusalReadsTheFilesAnew(t *testing.T) {
+	d := newDesk(t)
+	good := d.shelf.files[orgAccess]
+	d.set(orgAccess, strings.Replace(good, "hello", "other", 1))
+	if ans := d.asks(t, "cirun-gpu"); len(ans.entries) != 0 {
+		t.Fatalf("%+v", ans)
+	}
+	early := d.job("cirun-gpu")
+	early.UpdatedAt = time.Now().Add(-time.Hour)
+	reads := d.reads[orgAccess]
+	if _, err := d.ask(t.Context(), d.forge, early); err != nil || d.reads[orgAccess] != reads {
+		t.Errorf("files of after the job came were read again: %v", err)
+	}
+	d.set(orgAccess, good)
+	if ans := d.asks(t, "cirun-gpu"); len(ans.entries) != 1 {
+		t.Errorf("granted a moment ago: %+v", ans)
+	}
+	reads = d.reads[orgAccess]
+	if ans := d.asks(t, "cirun-gpu"); len(ans.entries) != 1 || d.reads[orgAccess] != reads {
+		t.Errorf("a job that is allowed had the files read again: %+v", ans)
+	}
+	d.set(orgRunners, strings.Replace(d.shelf.files[orgRunners], "cirun-gpu", "cirun-new", 1))
+	if ans := d.asks(t, "cirun-new"); len(ans.entries) != 1 {
+		t.Errorf("a label added a moment ago: %+v", ans)
+	}
+	if ans := d.asks(t, "somebody-elses"); !ans.foreign || d.reads[orgAccess] != reads+1 {
+		t.Errorf("a foreign job had the files read again after a moment: %+v, %d reads", ans, d.reads[orgAccess]-reads)
+	}
+}
+
+// lists counts how it is asked for a list that changes.
+type lists struct {
+	users []cirun.User
+	old   []cirun.User // what it remembers
+	since []time.Time
+}
+
+func (l *lists) Users(_ context.Context, _ string, since time.Time) ([]cirun.User, string, error) {
+	l.since = append(l.since, since)
+	if since.IsZero() {
+		return l.old, "", nil
+	}
+	return l.users, "", nil
+}
+
+func TestRefusalFetchesTheListAnew(t *testing.T) {
+	d := newDesk(t)
+	d.set(orgAccess, strings.Replace(helloAccess, "roles: [write]", "users_from_json: 'https://example.com/u.json'", 1))
+	l := &lists{users: []cirun.User{{ID: 7}}}
+	d.Admission.Users = l
+	j := d.job("cirun-gpu")
+	ans, err := d.ask(t.Context(), d.forge, j)
+	if err != nil || len(ans.entries) != 1 || len(l.since) != 2 || !l.since[1].Equal(j.UpdatedAt) {
+		t.Errorf("%+v, %v, asked for what was so at %v", ans, err, l.since)
+	}
+}

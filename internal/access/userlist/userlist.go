@@ -152,6 +152,12 @@ func checkURL(u *url.URL) error {
 // the address holds now, else the last good copy with Stale set. The error is
 // KindInvalid for an address that can never be fetched, else KindUnavailable.
 func (f *Fetcher) Get(ctx context.Context, address string) (List, error) {
+	return f.GetSince(ctx, address, time.Time{})
+}
+
+// GetSince is Get, but a list of before since is asked for anew even if it is
+// fresh.
+func (f *Fetcher) GetSince(ctx context.Context, address string, since time.Time) (List, error) {
 	u, err := url.Parse(address)
 	if err == nil {
 		err = checkURL(u)
@@ -171,7 +177,7 @@ func (f *Fetcher) Get(ctx context.Context, address string) (List, error) {
 	}
 	f.load(ctx, address, e)
 	now := f.o.Now()
-	if e.due(now, f.o) {
+	if e.due(now, since, f.o) {
 		err := f.refresh(ctx, address, e)
 		if ctx.Err() != nil && err != nil {
 			// The caller gave up; that says nothing of the address.
@@ -200,11 +206,11 @@ func (f *Fetcher) entry(address string) (*entry, error) {
 }
 
 // due reports whether the address is to be asked now.
-func (e *entry) due(now time.Time, o Options) bool {
+func (e *entry) due(now, since time.Time, o Options) bool {
 	if e.problem != nil {
 		return now.Sub(e.triedAt) >= o.Retry
 	}
-	return !e.good || now.Sub(e.copy.FetchedAt) >= o.Fresh
+	return !e.good || now.Sub(e.copy.FetchedAt) >= o.Fresh || e.copy.FetchedAt.Before(since)
 }
 
 func (e *entry) answer(address string, now time.Time, maxAge time.Duration) (List, error) {

@@ -147,6 +147,14 @@ func TestFetchCacheAndLastGood(t *testing.T) {
 		t.Errorf("a fresh list was fetched again: %d calls", n)
 	}
 
+	if _, err := f.GetSince(t.Context(), s.URL, c.now()); err != nil || s.calls.Load() != 1 {
+		t.Errorf("a list of just now was fetched again: %d calls, %v", s.calls.Load(), err)
+	}
+	c.advance(time.Second)
+	if _, err := f.GetSince(t.Context(), s.URL, c.now()); err != nil || s.calls.Load() != 2 {
+		t.Errorf("a list of before was used: %d calls, %v", s.calls.Load(), err)
+	}
+
 	fetched := c.now()
 	s.answer(answer(500, "oops"))
 	c.advance(2 * time.Minute)
