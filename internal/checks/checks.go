@@ -190,7 +190,7 @@ func (w *Writer) want(j gpuserver.Job, c store.Check, now time.Time) (*forge.Che
 		if c.CheckID == 0 || c.Concluded && c.Class == j.Reason.Class {
 			return nil, 0
 		}
-		k = &forge.Check{Status: "completed", Conclusion: "neutral", Title: "The job started", Summary: fmt.Sprintf("It waited %s.", now.Sub(j.QueuedAt).Round(time.Second))}
+		k = &forge.Check{Status: "completed", Conclusion: "neutral", Title: "The job started", Summary: fmt.Sprintf("It waited %s.", began(j, now).Sub(j.QueuedAt).Round(time.Second))}
 		if j.State == gpuserver.JobDone && j.StartedAt.IsZero() {
 			k.Title, k.Summary = "The job ended", "It ended before it started: "+j.Conclusion+"."
 		}
@@ -201,6 +201,14 @@ func (w *Writer) want(j gpuserver.Job, c store.Check, now time.Time) (*forge.Che
 		return nil, 0
 	}
 	return k, 0
+}
+
+// began gives when a job started; what is told may be told late.
+func began(j gpuserver.Job, now time.Time) time.Time {
+	if j.StartedAt.Before(j.QueuedAt) {
+		return now
+	}
+	return j.StartedAt
 }
 
 // wantWait tells why a job waits, once it has waited long enough.
@@ -221,6 +229,9 @@ func (w *Writer) wantWait(j gpuserver.Job, c store.Check, now time.Time) (*forge
 }
 
 func told(j gpuserver.Job, status, conclusion, title string) *forge.Check {
+	if j.Reason.Text == "" {
+		j.Reason.Text = "it is being decided what it may have"
+	}
 	text := j.Reason.Text
 	if j.Reason.Help != "" {
 		text += "\n\n**What would change it:** " + j.Reason.Help

@@ -2,6 +2,7 @@ package checks
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"path/filepath"
@@ -24,12 +25,16 @@ type memForge struct {
 	mu      sync.Mutex
 	started time.Time
 	writes  []string
+	last    forge.Check
 	err     error
+
+	again func() // somebody presses Re-run on the check
 }
 
 func (m *memForge) SetCheck(_ context.Context, c forge.Check) (int64, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	m.last = c
 	m.writes = append(m.writes, fmt.Sprintf("%s %s%s %d", time.Since(m.started).Round(time.Second), c.Status, c.Conclusion, c.ID))
 	if m.err != nil {
 		return 0, m.err
@@ -67,11 +72,21 @@ func inBubble(t *testing.T, want []string, fn func(f *memForge, move func(to gpu
 			synctest.Wait()
 		}
 		update(func(tx *store.Tx) error { return tx.InsertJob(&j) })
+		f.again = func() {
+			update(func(tx *store.Tx) error {
+				c, err := tx.Check(j.ID)
+				c.Concluded = false
+				return errors.Join(err, tx.SaveCheck(c))
+			})
+		}
 		fn(f, func(to gpuserver.JobState, class gpuserver.ReasonClass) {
 			j.Reason = gpuserver.Reason{Class: class, Text: "because of " + string(class)}
 			update(func(tx *store.Tx) error {
 				if to == j.State {
 					return tx.SaveJob(&j)
+				}
+				if to == gpuserver.JobRunning {
+					j.StartedAt = tx.Now
 				}
 				return tx.MoveJob(&j, to, "")
 			})
@@ -91,6 +106,35 @@ func inBubble(t *testing.T, want []string, fn func(f *memForge, move func(to gpu
 func TestRefusalIsToldAtOnce(t *testing.T) {
 	inBubble(t, []string{"0s completedaction_required 0"}, func(_ *memForge, move func(gpuserver.JobState, gpuserver.ReasonClass)) {
 		move(gpuserver.JobRefused, gpuserver.ReasonNoAccess)
+	})
+}
+
+// TestSameRefusalIsToldAgain answers who pressed Re-run, though nothing changed.
+func TestSameRefusalIsToldAgain(t *testing.T) {
+	want := []string{"0s completedaction_required 0", "10m0s queued 7", "10m0s completedaction_required 7"}
+	inBubble(t, want, func(f *memForge, move func(gpuserver.JobState, gpuserver.ReasonClass)) {
+		move(gpuserver.JobRefused, gpuserver.ReasonNoAccess)
+		time.Sleep(10 * time.Minute)
+		f.again()
+		move(gpuserver.JobReceived, "")
+		move(gpuserver.JobRefused, gpuserver.ReasonNoAccess)
+	})
+}
+
+// TestTimeWaitedEndsWithTheStart though the forge takes what is told late.
+func TestTimeWaitedEndsWithTheStart(t *testing.T) {
+	want := []string{"30s queued 0", "1m0s completedneutral 7", "2m0s completedneutral 7"}
+	inBubble(t, want, func(f *memForge, move func(gpuserver.JobState, gpuserver.ReasonClass)) {
+		move(gpuserver.JobQueued, gpuserver.ReasonCapacity)
+		time.Sleep(time.Minute)
+		f.fail(gpuserver.Errorf(gpuserver.KindUnavailable, "away"))
+		move(gpuserver.JobStarting, gpuserver.ReasonStarting)
+		move(gpuserver.JobRunning, "")
+		f.fail(nil)
+		time.Sleep(10 * time.Minute)
+		if f.last.Summary != "It waited 1m0s." {
+			t.Errorf("it says %q", f.last.Summary)
+		}
 	})
 }
 

@@ -251,6 +251,18 @@ func (in *Intake) complete(tx *store.Tx, j *gpuserver.Job, e forge.Job) error {
 	return tx.MoveJob(j, gpuserver.JobDone, "the forge says "+e.Conclusion)
 }
 
+// tellAgain has a job's check run written even if it says what it said before:
+// with the request GitHub opened the check suite again, and somebody waits for
+// an answer.
+func tellAgain(tx *store.Tx, id gpuserver.JobID) error {
+	c, err := tx.Check(id)
+	if err != nil || c.CheckID == 0 {
+		return err
+	}
+	c.Concluded = false
+	return tx.SaveCheck(c)
+}
+
 // recheck sends a job back to the decision because somebody asked for it on its
 // check run.
 func (in *Intake) recheck(tx *store.Tx, forgeName string, e forge.Event) (gpuserver.JobID, error) {
@@ -262,8 +274,14 @@ func (in *Intake) recheck(tx *store.Tx, forgeName string, e forge.Event) (gpuser
 	if gpuserver.KindOf(err) == gpuserver.KindNotFound || err == nil && (j.Forge != forgeName || !strings.EqualFold(j.Repo, e.Repo.Name)) {
 		return 0, nil
 	}
-	if err != nil || j.State == gpuserver.JobDone || j.State == gpuserver.JobRunning || j.ForgeState == gpuserver.ForgeCompleted {
+	if err == nil {
+		err = tellAgain(tx, j.ID)
+	}
+	if err != nil {
 		return j.ID, err
+	}
+	if j.State == gpuserver.JobDone || j.State == gpuserver.JobRunning || j.State == gpuserver.JobWaiting || j.ForgeState == gpuserver.ForgeCompleted {
+		return j.ID, tx.SaveJob(&j) // nothing to decide; this wakes who tells
 	}
 	return j.ID, in.Redecide(tx, &j, "somebody asked on the check run to decide again")
 }

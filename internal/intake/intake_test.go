@@ -167,6 +167,45 @@ func TestOutcomes(t *testing.T) {
 	}
 }
 
+// TestRecheckIsAnswered has the check run written again, whatever comes of it.
+func TestRecheckIsAnswered(t *testing.T) {
+	for _, state := range []int{0, 1, 2, 3} { // waiting, queued, in progress, completed
+		db, in := open(t, filepath.Join(t.TempDir(), "gpuserver.db"))
+		if _, err := in.Accept(t.Context(), delivery("a", history(1, true)[state])); err != nil {
+			t.Fatal(err)
+		}
+		before := store.Check{Job: 1, CheckID: 7, Text: "x", Concluded: true, WrittenAt: start}
+		if err := db.Update(t.Context(), func(tx *store.Tx) error { return tx.SaveCheck(before) }); err != nil {
+			t.Fatal(err)
+		}
+		woken := make(chan store.Change, 9)
+		db.Watch(func(cs []store.Change) {
+			for _, c := range cs {
+				woken <- c
+			}
+		})
+		if out, err := in.Accept(t.Context(), recheck("b", "1", "octo/hello")); out != intake.OutcomeRecheck || err != nil {
+			t.Errorf("%s, %v", out, err)
+		}
+		var after store.Check
+		var j gpuserver.Job
+		if err := db.View(t.Context(), func(tx *store.Tx) (err error) {
+			if after, err = tx.Check(1); err == nil {
+				j, err = tx.Job(1)
+			}
+			return err
+		}); err != nil {
+			t.Fatal(err)
+		}
+		if after.Concluded || after.CheckID != 7 || len(woken) == 0 {
+			t.Errorf("state %d: the check run is %+v, %d wake-ups", state, after, len(woken))
+		}
+		if (j.ForgeState == gpuserver.ForgeWaiting) != (j.State == gpuserver.JobWaiting) {
+			t.Errorf("a job that the forge calls %s is %s", j.ForgeState, j.State)
+		}
+	}
+}
+
 func recheck(guid, id, repo string) intake.Delivery {
 	return intake.Delivery{Forge: "gh", GUID: guid, Event: forge.Event{Kind: forge.EventRecheck, Name: "check_run.rerequested", CheckExternalID: id, Repo: forge.Repo{Name: repo}}}
 }
