@@ -48,6 +48,9 @@ func (f *Fleet) RetryJob(ctx context.Context, id gpuserver.JobID, by string) err
 		if j.Forge == LocalForge || j.ForgeState == gpuserver.ForgeCompleted || j.State == gpuserver.JobDone || j.State == gpuserver.JobRunning {
 			return gpuserver.Errorf(gpuserver.KindConflict, "job %d cannot be tried again: it is %s; re-run it on the forge", id, j.State)
 		}
+		if j.State == gpuserver.JobWaiting {
+			return gpuserver.Errorf(gpuserver.KindConflict, "job %d cannot be tried: the forge holds it back, by a deployment rule, say", id)
+		}
 		return Redecide(tx, &j, "decided again for "+by)
 	})
 }

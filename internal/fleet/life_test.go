@@ -422,3 +422,15 @@ func TestLargerVMIsNotForASmallerJob(t *testing.T) {
 		}
 	})
 }
+
+// TestRetryOfAJobThatIsHeldBack makes no VM: the forge would give it no job.
+func TestRetryOfAJobThatIsHeldBack(t *testing.T) {
+	inBubble(t, nil, func(b *bench) {
+		j := gpuserver.Job{Forge: "gh", ForgeID: 1, Repo: "octo/hello", State: gpuserver.JobWaiting, ForgeState: gpuserver.ForgeWaiting}
+		b.update(func(tx *store.Tx) error { return tx.InsertJob(&j) })
+		if err := b.fleet.RetryJob(b.t.Context(), j.ID, "bob"); gpuserver.KindOf(err) != gpuserver.KindConflict {
+			b.t.Errorf("got %v", err)
+		}
+		b.wantJob(j.ID, gpuserver.JobWaiting)
+	})
+}
