@@ -161,7 +161,7 @@ type EventKind string
 // The kinds of events.
 const (
 	EventJob      EventKind = "job"      // a job changed: Event.Job
-	EventRecheck  EventKind = "recheck"  // somebody asked to decide again: Event.CheckExternalID
+	EventRecheck  EventKind = "recheck"  // somebody asked to decide again: Event.CheckExternalID or Event.CheckHeadSHA
 	EventOther    EventKind = "other"    // well formed, but nothing to us
 	EventRepoGone EventKind = "repogone" // the app was removed, or a repository was
 )
@@ -172,6 +172,7 @@ type Event struct {
 	Name            string // the forge's own name, "workflow_job.queued"
 	Job             Job
 	CheckExternalID string // our job id, as we gave it to SetCheck
+	CheckHeadSHA    string // all our check runs on this commit are meant
 	Repo            Repo
 	// Gone are the repositories of an EventRepoGone; none means all that
 	// Repo.InstallationID reached.

@@ -10,6 +10,7 @@ package intake
 import (
 	"cmp"
 	"context"
+	"errors"
 	"log/slog"
 	"strconv"
 	"strings"
@@ -263,9 +264,22 @@ func tellAgain(tx *store.Tx, id gpuserver.JobID) error {
 	return tx.SaveCheck(c)
 }
 
-// recheck sends a job back to the decision because somebody asked for it on its
-// check run.
+// recheckMost bounds what one request for all check runs of a commit has done.
+const recheckMost = 1000
+
+// recheck sends jobs back to the decision because somebody asked for it on a
+// check run, or on all of a commit. It gives the (newest) job; 0 is none.
 func (in *Intake) recheck(tx *store.Tx, forgeName string, e forge.Event) (gpuserver.JobID, error) {
+	if e.CheckHeadSHA != "" {
+		js, err := tx.CheckedJobs(forgeName, e.Repo.Name, e.CheckHeadSHA, recheckMost)
+		for i := range js {
+			err = errors.Join(err, in.recheckJob(tx, &js[i]))
+		}
+		if len(js) == 0 {
+			return 0, err
+		}
+		return js[0].ID, err
+	}
 	id, err := strconv.ParseInt(e.CheckExternalID, 10, 64)
 	if err != nil {
 		return 0, nil // not a check run of ours
@@ -274,14 +288,18 @@ func (in *Intake) recheck(tx *store.Tx, forgeName string, e forge.Event) (gpuser
 	if gpuserver.KindOf(err) == gpuserver.KindNotFound || err == nil && (j.Forge != forgeName || !strings.EqualFold(j.Repo, e.Repo.Name)) {
 		return 0, nil
 	}
-	if err == nil {
-		err = tellAgain(tx, j.ID)
-	}
 	if err != nil {
 		return j.ID, err
 	}
-	if j.State == gpuserver.JobDone || j.State == gpuserver.JobRunning || j.State == gpuserver.JobWaiting || j.ForgeState == gpuserver.ForgeCompleted {
-		return j.ID, tx.SaveJob(&j) // nothing to decide; this wakes who tells
+	return j.ID, in.recheckJob(tx, &j)
+}
+
+func (in *Intake) recheckJob(tx *store.Tx, j *gpuserver.Job) error {
+	if err := tellAgain(tx, j.ID); err != nil {
+		return err
 	}
-	return j.ID, in.Redecide(tx, &j, "somebody asked on the check run to decide again")
+	if j.State == gpuserver.JobDone || j.State == gpuserver.JobRunning || j.State == gpuserver.JobWaiting || j.ForgeState == gpuserver.ForgeCompleted {
+		return tx.SaveJob(j) // nothing to decide; this wakes who tells
+	}
+	return in.Redecide(tx, j, "somebody asked on the check run to decide again")
 }

@@ -206,6 +206,50 @@ func TestRecheckIsAnswered(t *testing.T) {
 	}
 }
 
+// TestRecheckOfACommit decides all its jobs again that were told of.
+func TestRecheckOfACommit(t *testing.T) {
+	db, in := open(t, filepath.Join(t.TempDir(), "gpuserver.db"))
+	for id := range int64(4) {
+		j := history(id+1, true)[1]
+		if id == 3 {
+			j.HeadSHA = "another"
+		}
+		if _, err := in.Accept(t.Context(), delivery(fmt.Sprint(id), j)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := db.Update(t.Context(), func(tx *store.Tx) error {
+		for _, id := range []gpuserver.JobID{1, 2, 4} { // nothing was told of job 3
+			j, err := tx.Job(id)
+			if err == nil {
+				err = errors.Join(tx.SaveCheck(store.Check{Job: id, CheckID: int64(id), Concluded: true}), tx.MoveJob(&j, gpuserver.JobRefused, ""))
+			}
+			if err != nil {
+				return err
+			}
+		}
+		return nil
+	}); err != nil {
+		t.Fatal(err)
+	}
+	suite := func(guid, repo string) intake.Delivery {
+		return intake.Delivery{Forge: "gh", GUID: guid, Event: forge.Event{Kind: forge.EventRecheck, CheckHeadSHA: "abc", Repo: forge.Repo{Name: repo}}}
+	}
+	for guid, want := range map[string]intake.Outcome{"octo/other": intake.OutcomeOther, "Octo/hello": intake.OutcomeRecheck} {
+		if out, err := in.Accept(t.Context(), suite(guid, guid)); out != want || err != nil {
+			t.Errorf("%s: %s, %v", guid, out, err)
+		}
+	}
+	var ids []gpuserver.JobID
+	for _, j := range unfinished(t, db) {
+		ids = append(ids, j.ID)
+	}
+	slices.Sort(ids)
+	if diff := cmp.Diff([]gpuserver.JobID{1, 2, 3}, ids); diff != "" {
+		t.Errorf("jobs that are to be decided (-want +got):\n%s", diff)
+	}
+}
+
 func recheck(guid, id, repo string) intake.Delivery {
 	return intake.Delivery{Forge: "gh", GUID: guid, Event: forge.Event{Kind: forge.EventRecheck, Name: "check_run.rerequested", CheckExternalID: id, Repo: forge.Repo{Name: repo}}}
 }

@@ -173,6 +173,12 @@ func (tx *Tx) JobsOfRun(forge, repo string, run int64, attempt int) ([]gpuserver
 	return tx.jobs(`forge = ? AND repo = ? AND run_id = ? AND run_attempt = ? ORDER BY id`, forge, repo, run, attempt)
 }
 
+// CheckedJobs gives the newest jobs at a commit that have a check run.
+func (tx *Tx) CheckedJobs(forge, repo, sha string, most int) ([]gpuserver.Job, error) {
+	return tx.jobs(`id IN (SELECT job FROM checks WHERE check_id <> 0) AND forge = ? AND repo = ? COLLATE NOCASE AND head_sha = ? ORDER BY id DESC LIMIT ?`,
+		forge, repo, sha, most)
+}
+
 // JobFilter selects jobs for a list.
 type JobFilter struct {
 	States []gpuserver.JobState // empty: any

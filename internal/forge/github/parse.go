@@ -21,6 +21,8 @@ func Parse(eventName string, body []byte) (forge.Event, error) {
 		ev, err = parseJob(body)
 	case "check_run":
 		ev, err = parseCheck(body)
+	case "check_suite":
+		ev, err = parseSuite(body)
 	case "installation", "installation_repositories", "repository":
 		ev, err = parseGone(eventName, body)
 	default:
@@ -105,6 +107,26 @@ func parseCheck(body []byte) (forge.Event, error) {
 	if p.Action == "rerequested" && p.Check.ExternalID != "" {
 		ev.Kind = forge.EventRecheck
 		ev.CheckExternalID = p.Check.ExternalID
+	}
+	return ev, nil
+}
+
+// parseSuite reads the event of "Re-run all checks", which tells of no single
+// check run. Every App that may write checks gets it.
+func parseSuite(body []byte) (forge.Event, error) {
+	var p struct {
+		envelope
+		Suite struct {
+			HeadSHA string `json:"head_sha"`
+		} `json:"check_suite"`
+	}
+	if err := json.Unmarshal(body, &p); err != nil {
+		return forge.Event{}, err
+	}
+	ev := p.event()
+	if p.Action == "rerequested" && p.Suite.HeadSHA != "" {
+		ev.Kind = forge.EventRecheck
+		ev.CheckHeadSHA = p.Suite.HeadSHA
 	}
 	return ev, nil
 }

@@ -70,7 +70,7 @@ func TestParseExamples(t *testing.T) {
 			checkJob(t, ev, m)
 		}
 	}
-	want := map[forge.EventKind]int{forge.EventJob: 8, forge.EventRepoGone: 4}
+	want := map[forge.EventKind]int{forge.EventJob: 8, forge.EventRecheck: 2, forge.EventRepoGone: 4} // "Re-run all checks"
 	delete(kinds, forge.EventOther)
 	if diff := cmp.Diff(want, kinds); diff != "" {
 		t.Error(diff)
@@ -160,6 +160,12 @@ func TestParse(t *testing.T) {
 		}, {
 			"our check run", "check_run", `{"action":"rerequested","check_run":{"external_id":"42"},` + repo + `}`,
 			forge.Event{Kind: forge.EventRecheck, Name: "check_run.rerequested", Repo: octo, CheckExternalID: "42"},
+		}, {
+			"all our check runs on a commit", "check_suite", `{"action":"rerequested","check_suite":{"head_sha":"abc"},` + repo + `}`,
+			forge.Event{Kind: forge.EventRecheck, Name: "check_suite.rerequested", Repo: octo, CheckHeadSHA: "abc"},
+		}, {
+			"a new commit", "check_suite", `{"action":"requested","check_suite":{"head_sha":"abc"},` + repo + `}`,
+			forge.Event{Kind: forge.EventOther, Name: "check_suite.requested", Repo: octo},
 		}, {
 			"a repository deleted", "repository", `{"action":"deleted",` + repo + `}`,
 			forge.Event{Kind: forge.EventRepoGone, Name: "repository.deleted", Repo: octo, Gone: []forge.Repo{octo}},
