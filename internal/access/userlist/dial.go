@@ -20,23 +20,25 @@ var notPublic = []netip.Prefix{
 	netip.MustParsePrefix("198.51.100.0/24"),
 	netip.MustParsePrefix("203.0.113.0/24"),
 	netip.MustParsePrefix("240.0.0.0/4"), // reserved, broadcast
-	netip.MustParsePrefix("::/96"),       // IPv4-compatible
-	netip.MustParsePrefix("64:ff9b::/96"),
-	netip.MustParsePrefix("64:ff9b:1::/48"),
-	netip.MustParsePrefix("100::/64"),
 	netip.MustParsePrefix("2001::/23"),
 	netip.MustParsePrefix("2001:db8::/32"),
 	netip.MustParsePrefix("2002::/16"), // 6to4 holds an IPv4 address
 	netip.MustParsePrefix("3fff::/20"),
-	netip.MustParsePrefix("5f00::/16"),
-	netip.MustParsePrefix("fec0::/10"), // old site-local
 }
+
+// global6 is all of IPv6 that was ever given out. Outside lie, among others, the
+// forms that hold an IPv4 address (compatible, translated, NAT64), site-local
+// and discard-only addresses.
+var global6 = netip.MustParsePrefix("2000::/3")
 
 // Public reports whether an address is on the public internet, so that a list's
 // address cannot make us talk to our own machine or network.
 func Public(a netip.Addr) bool {
 	a = a.Unmap().WithZone("")
 	if !a.IsGlobalUnicast() || a.IsPrivate() || a.IsLoopback() || a.IsLinkLocalUnicast() || a.IsMulticast() || a.IsUnspecified() {
+		return false
+	}
+	if a.Is6() && !global6.Contains(a) {
 		return false
 	}
 	for _, p := range notPublic {

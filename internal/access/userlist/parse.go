@@ -1,7 +1,9 @@
 package userlist
 
 import (
+	"cmp"
 	"encoding/json"
+	"errors"
 	"fmt"
 
 	"gpuserver/internal/cirun"
@@ -12,8 +14,10 @@ const maxUsers = 50_000
 
 // Parse reads a list as Cirun has it, {"users":[{"github":"login","id":123}]},
 // or a plain JSON list of such users or of logins. Other keys are ignored; a
-// user with neither login nor id is left out. A list without "users" is an
-// error, so that an error page in JSON does not look like an empty list.
+// user that cannot be read, or has neither login nor id, is left out and takes
+// nobody with it. A list without "users", or one of which no user can be read,
+// is an error, so that neither an error page in JSON nor another form of list
+// looks like an empty one.
 func Parse(data []byte) ([]cirun.User, error) {
 	if len(data) > MaxSize {
 		return nil, fmt.Errorf("it has more than %d bytes", MaxSize)
@@ -39,6 +43,9 @@ func Parse(data []byte) ([]cirun.User, error) {
 			out = append(out, cirun.User(u))
 		}
 	}
+	if len(out) == 0 && len(list) > 0 {
+		return nil, errors.New("none of its users can be read; each has to be {\"github\":\"login\",\"id\":1}")
+	}
 	return out, nil
 }
 
@@ -46,27 +53,29 @@ func Parse(data []byte) ([]cirun.User, error) {
 // "id".
 type user cirun.User
 
-// UnmarshalJSON implements json.Unmarshaler.
+// UnmarshalJSON implements json.Unmarshaler. What cannot be read is the zero
+// user.
 func (u *user) UnmarshalJSON(data []byte) error {
+	*u = user{}
 	var login string
 	if json.Unmarshal(data, &login) == nil {
-		*u = user{Login: login}
+		u.Login = login
 		return nil
 	}
 	var o struct {
-		GitHub string `json:"github"`
-		Login  string `json:"login"`
-		ID     int64  `json:"id"`
+		GitHub string      `json:"github"`
+		Login  string      `json:"login"`
+		ID     json.Number `json:"id"` // or the same as a text
 	}
-	if err := json.Unmarshal(data, &o); err != nil {
-		return err
+	if json.Unmarshal(data, &o) != nil {
+		return nil
 	}
-	if o.ID < 0 {
-		return fmt.Errorf("the id %d of a user is negative", o.ID)
+	id, err := int64(0), error(nil)
+	if o.ID != "" {
+		id, err = o.ID.Int64()
 	}
-	if o.GitHub == "" {
-		o.GitHub = o.Login
+	if err == nil && id >= 0 {
+		*u = user{Login: cmp.Or(o.GitHub, o.Login), ID: id}
 	}
-	*u = user{Login: o.GitHub, ID: o.ID}
 	return nil
 }

@@ -281,6 +281,7 @@ func TestPublic(t *testing.T) {
 		"0.0.0.0": false, "0.1.2.3": false, "100.64.0.1": false, "198.18.0.1": false, "224.0.0.1": false, "255.255.255.255": false,
 		"::1": false, "::": false, "fe80::1": false, "fe80::1%eth0": false, "fd00::1": false, "ff02::1": false, "fec0::1": false,
 		"::ffff:127.0.0.1": false, "::ffff:10.0.0.1": false, "::ffff:100.64.0.1": false, "::127.0.0.1": false, "64:ff9b::7f00:1": false, "2002:7f00:1::": false, "2001:db8::1": false,
+		"::ffff:0:127.0.0.1": false, "64:ff9b:1::1": false, "100::1": false, "5f00::1": false, "4000::1": false, "3fff::1": false,
 	}
 	for s, want := range cases {
 		if got := Public(netip.MustParseAddr(s)); got != want {
@@ -369,7 +370,13 @@ func TestParse(t *testing.T) {
 	if diff := cmp.Diff(want, got); diff != "" || err != nil {
 		t.Errorf("%v (-want +got):\n%s", err, diff)
 	}
-	for _, bad := range []string{`{"users":{"a":1}}`, `{"users":[7]}`, `{"users":[{"id":-1}]}`, `{"users":[{"id":"7"}]}`, `{"users":null}`, `7`, `[`} {
+	// One bad entry disables only itself, and never matches by half of it.
+	got, err = Parse([]byte(`{"users":[7,{"github":"mallory","id":-1},{"github":"eve","id":"x"},{"github":["a"]},null,{"github":"bob","id":"42"},{"github":"alice","id":7}]}`))
+	want = []cirun.User{{Login: "bob", ID: 42}, {Login: "alice", ID: 7}}
+	if diff := cmp.Diff(want, got); diff != "" || err != nil {
+		t.Errorf("%v (-want +got):\n%s", err, diff)
+	}
+	for _, bad := range []string{`{"users":{"a":1}}`, `{"users":[7]}`, `{"users":[{"id":-1}]}`, `{"users":[{}]}`, `{"users":null}`, `7`, `[`} {
 		if users, err := Parse([]byte(bad)); err == nil {
 			t.Errorf("%s gave %v", bad, users)
 		}
