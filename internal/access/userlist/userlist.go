@@ -16,7 +16,10 @@ import (
 	"net/netip"
 	"net/url"
 	"sync"
+	"sync/atomic"
 	"time"
+
+	"github.com/hashicorp/golang-lru/v2/simplelru"
 
 	"gpuserver"
 	"gpuserver/internal/cirun"
@@ -26,7 +29,8 @@ import (
 const (
 	MaxSize        = 4 << 20 // bytes of a list
 	maxRedirects   = 3
-	maxLists       = 1000 // kept in memory
+	maxLists       = 256       // in memory, those used last
+	maxKept        = 1_000_000 // users in all of them
 	defaultTimeout = 10 * time.Second
 	defaultFresh   = time.Minute
 	defaultRetry   = 10 * time.Second
@@ -75,17 +79,27 @@ type Fetcher struct {
 	client *http.Client
 
 	mu    sync.Mutex
-	lists map[string]*entry
+	lists *simplelru.LRU[string, *listed]
+	users int // in all lists
+	most  int // of users; maxKept
+}
+
+// listed is an entry with the number of its users.
+type listed struct {
+	*entry
+	n int
 }
 
 // entry is one address; its channel is the lock for fetching, so that waiting
 // for it obeys the context.
 type entry struct {
 	lock    chan struct{}
-	loaded  bool // the keeper was asked
-	copy    Copy
+	loaded  bool         // the keeper was asked
+	copy    Copy         // its body is with the keeper only
 	users   []cirun.User // of copy
-	good    bool         // copy holds a list
+	good    bool         // users are a list
+	weight  atomic.Int64 // how many there are
+	keptAt  time.Time    // when the keeper's copy was so
 	triedAt time.Time
 	problem error // of the last try; nil is success
 }
@@ -114,7 +128,7 @@ func New(o Options) *Fetcher {
 		o.Log = slog.Default()
 	}
 	dialer := &net.Dialer{Timeout: o.Timeout, Control: control(o.Allow)}
-	return &Fetcher{o: o, lists: map[string]*entry{}, client: &http.Client{
+	f := &Fetcher{o: o, most: maxKept, client: &http.Client{
 		Timeout:       o.Timeout,
 		CheckRedirect: checkRedirect,
 		Transport: &http.Transport{
@@ -125,6 +139,11 @@ func New(o Options) *Fetcher {
 			MaxResponseHeaderBytes: 64 << 10, MaxIdleConns: 10, IdleConnTimeout: 30 * time.Second,
 		},
 	}}
+	var err error
+	if f.lists, err = simplelru.NewLRU(maxLists, func(_ string, l *listed) { f.users -= l.n }); err != nil {
+		panic(err) // only for a size below 1
+	}
+	return f
 }
 
 // Close ends idle connections.
@@ -165,10 +184,8 @@ func (f *Fetcher) GetSince(ctx context.Context, address string, since time.Time)
 	if err != nil {
 		return List{}, &gpuserver.Error{Kind: gpuserver.KindInvalid, Public: "the list of users cannot be fetched: its address has to be https", Err: err}
 	}
-	e, err := f.entry(address)
-	if err != nil {
-		return List{}, err
-	}
+	e := f.entry(address)
+	defer f.weigh(address, e)
 	select {
 	case e.lock <- struct{}{}:
 		defer func() { <-e.lock }()
@@ -191,18 +208,32 @@ func (f *Fetcher) GetSince(ctx context.Context, address string, since time.Time)
 	return e.answer(address, f.o.Now(), f.o.MaxAge)
 }
 
-func (f *Fetcher) entry(address string) (*entry, error) {
+// entry gives an address's entry. The one that was not used for longest makes
+// room, so that nobody's lists keep another's from being read; its last good copy
+// stays with the keeper.
+func (f *Fetcher) entry(address string) *entry {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	e, ok := f.lists[address]
-	if !ok {
-		if len(f.lists) >= maxLists {
-			return nil, gpuserver.Errorf(gpuserver.KindUnavailable, "more than %d lists of users are named; %s is not fetched", maxLists, address)
-		}
-		e = &entry{lock: make(chan struct{}, 1)}
-		f.lists[address] = e
+	if l, ok := f.lists.Get(address); ok {
+		return l.entry
 	}
-	return e, nil
+	e := &entry{lock: make(chan struct{}, 1)}
+	f.lists.Add(address, &listed{entry: e})
+	return e
+}
+
+// weigh takes a list's new number of users into account.
+func (f *Fetcher) weigh(address string, e *entry) {
+	n := int(e.weight.Load())
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if l, ok := f.lists.Peek(address); ok && l.entry == e {
+		f.users += n - l.n
+		l.n = n
+	}
+	for f.users > f.most && f.lists.Len() > 1 {
+		f.lists.RemoveOldest()
+	}
 }
 
 // due reports whether the address is to be asked now.
@@ -231,6 +262,12 @@ func (e *entry) answer(address string, now time.Time, maxAge time.Duration) (Lis
 	}
 }
 
+func (e *entry) take(c Copy, users []cirun.User) {
+	c.Body = nil
+	e.copy, e.users, e.good, e.keptAt = c, users, true, c.FetchedAt
+	e.weight.Store(int64(len(users)))
+}
+
 // load takes the keeper's copy, once.
 func (f *Fetcher) load(ctx context.Context, address string, e *entry) {
 	if e.loaded || f.o.Keeper == nil {
@@ -251,7 +288,7 @@ func (f *Fetcher) load(ctx context.Context, address string, e *entry) {
 		f.o.Log.Warn("the kept list of users cannot be read", "address", address, "err", err)
 		return
 	}
-	e.copy, e.users, e.good = c, users, true
+	e.take(c, users)
 }
 
 // refresh asks the address, conditionally if there is a copy. Its error texts
@@ -274,8 +311,9 @@ func (f *Fetcher) refresh(ctx context.Context, address string, e *entry) error {
 	c := Copy{ETag: resp.Header.Get("ETag"), FetchedAt: f.o.Now()}
 	switch {
 	case resp.StatusCode == http.StatusNotModified && e.good:
-		c.Body, c.ETag = e.copy.Body, e.copy.ETag
+		c.ETag = e.copy.ETag
 		e.copy = c
+		f.confirm(ctx, address, e)
 		return nil
 	case resp.StatusCode != http.StatusOK:
 		return fmt.Errorf("it answers %s", resp.Status)
@@ -287,13 +325,31 @@ func (f *Fetcher) refresh(ctx context.Context, address string, e *entry) error {
 	if err != nil {
 		return err
 	}
-	e.copy, e.users, e.good = c, users, true
+	e.take(c, users)
 	if f.o.Keeper != nil {
 		if err := f.o.Keeper.SaveUserList(ctx, address, c); err != nil {
 			f.o.Log.Warn("the list of users cannot be kept", "address", address, "err", err)
 		}
 	}
 	return nil
+}
+
+// confirm tells the keeper from time to time that its copy is still so: after a
+// restart a list that never changes must not look too old to be used.
+func (f *Fetcher) confirm(ctx context.Context, address string, e *entry) {
+	if f.o.Keeper == nil || e.copy.FetchedAt.Sub(e.keptAt) < f.o.MaxAge/10 {
+		return
+	}
+	c, err := f.o.Keeper.LoadUserList(ctx, address)
+	if err == nil {
+		c.FetchedAt = e.copy.FetchedAt
+		err = f.o.Keeper.SaveUserList(ctx, address, c)
+	}
+	if err != nil {
+		f.o.Log.Warn("the list of users cannot be kept", "address", address, "err", err)
+		return
+	}
+	e.keptAt = c.FetchedAt
 }
 
 // plain takes the address out of an http error: it is told already.

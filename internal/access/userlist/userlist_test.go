@@ -195,8 +195,8 @@ func TestConditionalRequest(t *testing.T) {
 		}
 		_, _ = io.WriteString(w, alice)
 	})
-	c := newClock()
-	f := newFetcher(t, c, nil, s)
+	c, kept := newClock(), &memory{}
+	f := newFetcher(t, c, kept, s)
 	for range 3 {
 		l, err := f.Get(t.Context(), s.URL)
 		if err != nil || l.Stale != "" || len(l.Users) != 1 || !l.FetchedAt.Equal(c.now()) {
@@ -206,6 +206,18 @@ func TestConditionalRequest(t *testing.T) {
 	}
 	if s.calls.Load() != 3 || conditional.Load() != 2 {
 		t.Errorf("%d calls, %d of them answered \"not modified\"", s.calls.Load(), conditional.Load())
+	}
+
+	for range 20 { // days
+		c.advance(24 * time.Hour)
+		if _, err := f.Get(t.Context(), s.URL); err != nil {
+			t.Fatal(err)
+		}
+	}
+	s.answer(answer(500, "oops"))
+	c.advance(24 * time.Hour)
+	if l, err := newFetcher(t, c, kept, s).Get(t.Context(), s.URL); err != nil || l.Stale == "" || len(l.Users) != 1 {
+		t.Errorf("after a restart, a list that did not change for long: %+v, %v", l, err)
 	}
 }
 
@@ -353,15 +365,33 @@ func TestOneFetchForMany(t *testing.T) {
 	}
 }
 
-func TestBoundedNumberOfLists(t *testing.T) {
-	f := newFetcherWith(t, Options{Allow: func(netip.AddrPort) bool { return false }})
-	var err error
-	for i := range maxLists + 1 {
-		_, err = f.Get(t.Context(), fmt.Sprintf("https://127.0.0.1:1/%d", i))
+// TestManyLists shows that who names many lists keeps nobody else's from being
+// read, and that memory is bounded by lists and by users.
+func TestManyLists(t *testing.T) {
+	s := newSite(t, answer(200, alice))
+	f := newFetcher(t, newClock(), &memory{}, s)
+	get := func(path string) {
+		t.Helper()
+		if l, err := f.Get(t.Context(), s.URL+path); err != nil || len(l.Users) == 0 {
+			t.Fatalf("%s: %d users, %v", path, len(l.Users), err)
+		}
 	}
-	if err == nil || !strings.Contains(err.Error(), "more than 1000 lists") {
-		t.Errorf("list %d: %v", maxLists+1, err)
+	for i := range maxLists + 10 {
+		get(fmt.Sprintf("/%d", i))
 	}
+	if f.lists.Len() != maxLists || f.users != maxLists {
+		t.Errorf("%d lists with %d users are kept", f.lists.Len(), f.users)
+	}
+	f.most = maxLists + 100
+	s.answer(answer(200, `{"users":[`+strings.Repeat(`{"id":7},`, 149)+`{"id":7}]}`))
+	for i := range 5 {
+		get(fmt.Sprintf("/long/%d", i))
+	}
+	if f.users > f.most || f.users < 150 {
+		t.Errorf("%d users are kept", f.users)
+	}
+	s.answer(answer(200, alice))
+	get("/0")
 }
 
 func TestParse(t *testing.T) {
