@@ -67,17 +67,23 @@ type Admission struct {
 	facts *facts
 
 	mu    sync.Mutex
-	known map[ownerKey]cirun.Known
+	known map[ownerKey]known
 }
 
 type ownerKey struct{ forge, owner string }
+
+// known are an owner's labels, as they were at a time.
+type known struct {
+	cirun.Known
+	at time.Time
+}
 
 // New makes an Admission.
 func New(o Options) *Admission {
 	if o.Fresh == 0 {
 		o.Fresh = time.Minute
 	}
-	return &Admission{Options: o, slots: make(chan struct{}, 64), files: newFiles(o.DB, o.Fresh), facts: newFacts(o.Fresh), known: map[ownerKey]cirun.Known{}}
+	return &Admission{Options: o, slots: make(chan struct{}, 64), files: newFiles(o.DB, o.Fresh), facts: newFacts(o.Fresh), known: map[ownerKey]known{}}
 }
 
 // Run decides about every received job until ctx is done.
@@ -117,9 +123,11 @@ func (a *Admission) Ours(forgeName string, repo forge.Repo, labels []string) boo
 	k, ok := a.known[ownerKey{forgeName, strings.ToLower(repo.Owner())}]
 	a.mu.Unlock()
 	if !ok {
-		k = cirun.NewKnown(f.LabelPrefixes, a.Runners)
-		k.Unread = true
+		k.Known = cirun.NewKnown(f.LabelPrefixes, a.Runners)
 	}
+	// What was read a while ago does not know the labels added since: one job is
+	// kept then, and its decision reads them.
+	k.Unread = k.Unread || time.Since(k.at) >= a.Fresh
 	return k.Ours(labels)
 }
 

@@ -122,7 +122,7 @@ func (a *Admission) learn(f Forge, j gpuserver.Job, fs ownerFiles) {
 	k.Unread = f.RepositoryFile != "" || fs.unread != ""
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	a.known[ownerKey{j.Forge, strings.ToLower(repoOf(j).Owner())}] = k
+	a.known[ownerKey{j.Forge, strings.ToLower(repoOf(j).Owner())}] = known{k, fs.readAt}
 }
 
 // runners reads a file of runner entries. One that cannot be parsed is replaced

@@ -242,3 +242,23 @@ func TestRefusalFetchesTheListAnew(t *testing.T) {
 		t.Errorf("%+v, %v, asked for what was so at %v", ans, err, l.since)
 	}
 }
+
+// Where only an organisation has runners, a job with another label is not kept,
+// until the labels that are known are old: one may have been added.
+func TestLabelsAreNotKnownForEver(t *testing.T) {
+	d := newDesk(t)
+	d.forge.RepositoryFile = ""
+	d.Forges = map[string]Forge{"github": d.forge}
+	ours := func(label string) bool { return d.Ours("github", forge.Repo{Name: "Octo/hello"}, []string{label}) }
+	if !ours("new") {
+		t.Error("before anything was read every label may be ours")
+	}
+	d.asks(t, "cirun-gpu")
+	if ours("new") || !ours("cirun-gpu") || ours("ubuntu-latest") {
+		t.Error("the labels that were read are not known")
+	}
+	d.Fresh = 0
+	if !ours("new") || ours("ubuntu-latest") {
+		t.Error("a label that was added since is never ours")
+	}
+}
