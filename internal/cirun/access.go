@@ -402,9 +402,17 @@ func (r *reader) checkPolicies(a *Access) {
 		known[p.ID] = true
 		folded[strings.ToLower(p.ID)] = p.ID
 	}
+	type attached struct{ resource, policy string }
+	at := map[attached]Grant{}
 	for _, g := range a.Grants {
 		for _, ref := range g.Policies {
 			used[ref.ID] = true
+			k := attached{g.Resource, ref.ID}
+			if old, ok := at[k]; !ok {
+				at[k] = g
+			} else if old.Line != g.Line { // within one item doubles has found it
+				r.find(ref.Line, RuleDuplicateEntry, "the policy %q is attached to the resource %q twice; first by the item on line %d", clip(ref.ID), clip(g.Resource), old.Line)
+			}
 			if known[ref.ID] {
 				continue
 			}

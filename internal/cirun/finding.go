@@ -93,7 +93,7 @@ var RuleDocs = []RuleDoc{
 	{RuleBadLabel, "A label that no job can ask for: it holds \"--\", a comma or a line break, is too long, is \"self-hosted\", or is the name of a runner that GitHub hosts."},
 	{RuleDuplicateRunner, "Two runners have the same name; both are used, one after the other."},
 	{RuleDuplicatePolicy, "Two policies have the same id; only the first is used."},
-	{RuleDuplicateEntry, "The same label, team, role, user or policy stands twice in one list."},
+	{RuleDuplicateEntry, "The same label, team, role, user or policy stands twice in one list, or a policy is attached to a resource twice."},
 	{RuleLetterCase, "Two names differ only in the case of their letters."},
 	{RuleZipLength, "Lists of one runner differ in length; positions that not all of them have are not used."},
 	{RuleUnknownCloud, "A cloud that neither Cirun nor the configuration knows."},

@@ -64,6 +64,7 @@ var accessCases = []struct{ name, text, want string }{
 	{"policies' case", wellGrant + "policies:\n  - {id: P, repo: x, users: [a]}\n", "2 letter-case|2 unknown-policy|4 dangling-policy"},
 	{"a policy twice", wellGrant + "policies:\n  - {id: p, repo: x, users: [a]}\n  - {id: p, repo: y, users: [a]}\n", "5 duplicate-policy"},
 	{"a grant twice", "access_control:\n  - {resource: r, policies: [p, p]}\npolicies:\n  - {id: p, repo: x, users: [a]}\n", "2 duplicate-entry"},
+	{"a grant in two items", "access_control:\n  - {resource: r, policies: [p]}\n  - {resource: s, policies: [p]}\n  - {resource: r, policies: [p]}\npolicies:\n  - {id: p, repo: x, users: [a]}\n", "4 duplicate-entry"},
 	{"a user in two cases", wellGrant + "policies:\n  - {id: p, repo: x, users: [alice, Alice]}\n", "4 letter-case"},
 	{"repositories' case", "access_control:\n  - {resource: r, policies: [p, q]}\npolicies:\n  - {id: p, repo: x, users: [a]}\n  - {id: q, repo: X, users: [a]}\n", "5 letter-case"},
 	{"role", wellGrant + "policies:\n  - {id: p, repo: x, roles: [writer]}\n", "4 unknown-role"},
