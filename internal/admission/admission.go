@@ -62,7 +62,7 @@ type Options struct {
 type Admission struct {
 	Options
 	queue *workqueue.Queue[gpuserver.JobID]
-	slots chan struct{}
+	slots map[string]chan struct{} // by forge
 	files *files
 	facts *facts
 
@@ -83,7 +83,11 @@ func New(o Options) *Admission {
 	if o.Fresh == 0 {
 		o.Fresh = time.Minute
 	}
-	return &Admission{Options: o, slots: make(chan struct{}, 64), files: newFiles(o.DB, o.Fresh), facts: newFacts(o.Fresh), known: map[ownerKey]known{}}
+	slots := map[string]chan struct{}{}
+	for name := range o.Forges {
+		slots[name] = make(chan struct{}, 64)
+	}
+	return &Admission{Options: o, slots: slots, files: newFiles(o.DB, o.Fresh), facts: newFacts(o.Fresh), known: map[ownerKey]known{}}
 }
 
 // Run decides about every received job until ctx is done.
@@ -137,23 +141,31 @@ const old = 10 * time.Minute
 
 // decide decides about one job and says when to try again.
 func (a *Admission) decide(ctx context.Context, id gpuserver.JobID) time.Duration {
-	select {
-	case a.slots <- struct{}{}:
-		defer func() { <-a.slots }()
-	case <-ctx.Done():
+	j, err := a.received(ctx, id)
+	if err != nil {
 		return 0
-	}
-	var j gpuserver.Job
-	err := a.DB.View(ctx, func(tx *store.Tx) (err error) { j, err = tx.Job(id); return err })
-	if err != nil || j.State != gpuserver.JobReceived {
-		return 0
-	}
-	if d := time.Until(j.NextTryAt); d > 0 {
-		return d
 	}
 	f, ok := a.Forges[j.Forge]
 	if !ok {
 		return a.commit(ctx, j, answer{reason: gpuserver.Reason{Class: gpuserver.ReasonConfig, Text: fmt.Sprintf("the forge %q is not in the configuration", j.Forge)}})
+	}
+	slot := a.slots[j.Forge] // a forge that does not answer holds up its own jobs only
+	select {
+	case slot <- struct{}{}:
+	default:
+		select {
+		case slot <- struct{}{}:
+		case <-ctx.Done():
+			return 0
+		}
+		if j, err = a.received(ctx, id); err != nil { // it may have moved on meanwhile
+			<-slot
+			return 0
+		}
+	}
+	defer func() { <-slot }()
+	if d := time.Until(j.NextTryAt); d > 0 {
+		return d
 	}
 	if stale, d := a.stale(ctx, f, j); stale {
 		return d
@@ -166,6 +178,15 @@ func (a *Admission) decide(ctx context.Context, id gpuserver.JobID) time.Duratio
 	d := a.commit(ctx, j, ans)
 	crashpoint.At("decide.commit")
 	return d
+}
+
+// received gives a job that is to be decided; an error if it is not.
+func (a *Admission) received(ctx context.Context, id gpuserver.JobID) (j gpuserver.Job, err error) {
+	err = a.DB.View(ctx, func(tx *store.Tx) (err error) { j, err = tx.Job(id); return err })
+	if err == nil && j.State != gpuserver.JobReceived {
+		err = gpuserver.Errorf(gpuserver.KindConflict, "job %d is %s", id, j.State)
+	}
+	return j, err
 }
 
 // stale reads an old job from the forge; if that moved it on there is nothing
@@ -397,61 +418,6 @@ func (a *Admission) request(f Forge, j gpuserver.Job, run forge.Run, fs ownerFil
 	q.Org = repoOf(j).Owner()
 	q.State, q.File, q.Problem, q.Version = fs.access.state, fs.access.file, fs.access.problem, fs.access.version
 	return q
-}
-
-// gather fetches the facts that a decision needs, one at a time.
-func (a *Admission) gather(ctx context.Context, f Forge, j gpuserver.Job, q *access.Request, how *asking) error {
-	for range 1000 { // more than any file has conditions about one repository
-		needs := access.Needs(*q)
-		if len(needs) == 0 {
-			return nil
-		}
-		v, err := a.fact(ctx, f, j, *q, needs[0], how) // the cheapest; it may settle the others
-		if err != nil {
-			return err
-		}
-		q.Facts[needs[0]] = v
-	}
-	return nil
-}
-
-// fact gives one fact, remembered or asked for. Lists of users are remembered
-// where they are fetched.
-func (a *Admission) fact(ctx context.Context, f Forge, j gpuserver.Job, q access.Request, n access.Fact, how *asking) (access.Value, error) {
-	if n.Kind == access.FactUsers {
-		how.lists = true
-		return a.fetchFact(ctx, f, j, q, n, how.since)
-	}
-	return a.facts.get(ctx, factKey(j, q, n), how, func(ctx context.Context) (access.Value, error) {
-		return a.fetchFact(ctx, f, j, q, n, time.Time{})
-	})
-}
-
-// fetchFact fetches one fact. What a person could mend (a team that does not exist,
-// a list that cannot be read) becomes a Problem; what will pass is an error.
-func (a *Admission) fetchFact(ctx context.Context, f Forge, j gpuserver.Job, q access.Request, n access.Fact, since time.Time) (v access.Value, err error) {
-	switch n.Kind {
-	case access.FactRole:
-		v.Role, err = f.Role(ctx, repoOf(j), q.Actor.Login)
-	case access.FactTeam:
-		org, team, _ := strings.Cut(n.Key, "/")
-		v.Member, err = f.TeamMember(ctx, repoOf(j), org, team, q.Actor.Login)
-	case access.FactUsers:
-		if a.Users == nil {
-			return access.Value{Problem: "lists of users are not read"}, nil
-		}
-		v.Users, v.Note, err = a.Users.Users(ctx, n.Key, since)
-		if err != nil {
-			return access.Value{Problem: gpuserver.PublicText(err)}, ctx.Err()
-		}
-	}
-	switch gpuserver.KindOf(err) {
-	case "":
-		return v, nil
-	case gpuserver.KindNotFound, gpuserver.KindRefused, gpuserver.KindInvalid:
-		return access.Value{Problem: gpuserver.PublicText(err)}, nil
-	}
-	return v, err
 }
 
 // Admit decides about a run that a runner of ours was given before its job was

@@ -87,3 +87,58 @@ func (s *facts) keep(key string, f fact) {
 	}
 	s.m[key] = f
 }
+
+// gather fetches the facts that a decision needs, one at a time.
+func (a *Admission) gather(ctx context.Context, f Forge, j gpuserver.Job, q *access.Request, how *asking) error {
+	for range 1000 { // more than any file has conditions about one repository
+		needs := access.Needs(*q)
+		if len(needs) == 0 {
+			return nil
+		}
+		v, err := a.fact(ctx, f, j, *q, needs[0], how) // the cheapest; it may settle the others
+		if err != nil {
+			return err
+		}
+		q.Facts[needs[0]] = v
+	}
+	return nil
+}
+
+// fact gives one fact, remembered or asked for. Lists of users are remembered
+// where they are fetched.
+func (a *Admission) fact(ctx context.Context, f Forge, j gpuserver.Job, q access.Request, n access.Fact, how *asking) (access.Value, error) {
+	if n.Kind == access.FactUsers {
+		how.lists = true
+		return a.fetchFact(ctx, f, j, q, n, how.since)
+	}
+	return a.facts.get(ctx, factKey(j, q, n), how, func(ctx context.Context) (access.Value, error) {
+		return a.fetchFact(ctx, f, j, q, n, time.Time{})
+	})
+}
+
+// fetchFact fetches one fact. What a person could mend (a team that does not exist,
+// a list that cannot be read) becomes a Problem; what will pass is an error.
+func (a *Admission) fetchFact(ctx context.Context, f Forge, j gpuserver.Job, q access.Request, n access.Fact, since time.Time) (v access.Value, err error) {
+	switch n.Kind {
+	case access.FactRole:
+		v.Role, err = f.Role(ctx, repoOf(j), q.Actor.Login)
+	case access.FactTeam:
+		org, team, _ := strings.Cut(n.Key, "/")
+		v.Member, err = f.TeamMember(ctx, repoOf(j), org, team, q.Actor.Login)
+	case access.FactUsers:
+		if a.Users == nil {
+			return access.Value{Problem: "lists of users are not read"}, nil
+		}
+		v.Users, v.Note, err = a.Users.Users(ctx, n.Key, since)
+		if err != nil {
+			return access.Value{Problem: gpuserver.PublicText(err)}, ctx.Err()
+		}
+	}
+	switch gpuserver.KindOf(err) {
+	case "":
+		return v, nil
+	case gpuserver.KindNotFound, gpuserver.KindRefused, gpuserver.KindInvalid:
+		return access.Value{Problem: gpuserver.PublicText(err)}, nil
+	}
+	return v, err
+}

@@ -20,6 +20,8 @@ import (
 type shelf struct {
 	forge.Forge
 	run forge.Run
+	// asked and answer, if set, are sent to and waited for by Run.
+	asked, answer chan struct{}
 
 	mu    sync.Mutex
 	files map[string]string
@@ -29,7 +31,21 @@ type shelf struct {
 
 func (s *shelf) Name() string { return "github" }
 
-func (s *shelf) Run(context.Context, forge.Repo, int64, int) (forge.Run, error) { return s.run, nil }
+func (s *shelf) Run(ctx context.Context, _ forge.Repo, _ int64, _ int) (forge.Run, error) {
+	if s.asked != nil {
+		s.asked <- struct{}{}
+		select {
+		case <-s.answer:
+		case <-ctx.Done():
+			return forge.Run{}, ctx.Err()
+		}
+	}
+	return s.run, nil
+}
+
+func (s *shelf) Job(context.Context, forge.Repo, int64) (forge.Job, error) {
+	return forge.Job{State: gpuserver.ForgeQueued}, nil
+}
 
 func (s *shelf) Role(context.Context, forge.Repo, string) (string, error) { return "write", nil }
 
@@ -213,6 +229,56 @@ func TestRefusalReadsTheFilesAnew(t *testing.T) {
 	}
 	if ans := d.asks(t, "somebody-elses"); !ans.foreign || d.reads[orgAccess] != reads+1 {
 		t.Errorf("a foreign job had the files read again after a moment: %+v, %d reads", ans, d.reads[orgAccess]-reads)
+	}
+}
+
+// A forge that does not answer holds up its own jobs, however many, and no
+// other forge's.
+func TestForgesDoNotWaitForEachOther(t *testing.T) {
+	d := newDesk(t)
+	const many = 200
+	away := &shelf{asked: make(chan struct{}, many), answer: make(chan struct{}), reads: map[string]int{}, files: map[string]string{}}
+	d.Options.Forges = map[string]Forge{"github": d.forge, "away": {Forge: away}}
+	d.Admission = New(d.Options)
+	insert := func(forgeName string, n int) {
+		t.Helper()
+		if err := d.DB.Update(t.Context(), func(tx *store.Tx) error {
+			for i := range n {
+				j := d.job("cirun-gpu")
+				j.Forge, j.ForgeID, j.State, j.ForgeState, j.QueuedAt = forgeName, int64(i+1), gpuserver.JobReceived, gpuserver.ForgeQueued, time.Now()
+				if err := tx.InsertJob(&j); err != nil {
+					return err
+				}
+			}
+			return nil
+		}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	insert("away", many)
+	decided := make(chan struct{}, many)
+	d.DB.Watch(func(cs []store.Change) {
+		for _, c := range cs {
+			if c.JobState == gpuserver.JobQueued {
+				decided <- struct{}{}
+			}
+		}
+	})
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan error, 1)
+	go func() { ended <- d.Admission.Run(ctx) }()
+	for range 64 { // as many as one forge's jobs are decided at once
+		<-away.asked
+	}
+	insert("github", 1)
+	select {
+	case <-decided:
+	case <-time.After(time.Minute):
+		t.Error("a job of the other forge was not decided")
+	}
+	cancel()
+	if err := <-ended; err != nil {
+		t.Error(err)
 	}
 }
 

@@ -49,6 +49,9 @@ func TestUserWithoutRights(t *testing.T) {
 		}
 		return ""
 	})
+	w.check(id, func(again forgetest.Check) bool {
+		return again.ID == c.ID && again.Conclusion == "action_required" && again.Writes > c.Writes
+	})
 	w.ok(w.forge.SetRole(w.ctx, forgetest.Role{Repo: "octo/hello", Login: "mallory", Role: "write"}))
 	w.ok(w.forge.Rerequest(w.ctx, c.ID, "alice"))
 	w.ranOnce(w.succeeded(run))
