@@ -33,8 +33,8 @@ type Writer struct {
 	Log       *slog.Logger
 
 	queue *workqueue.Queue[gpuserver.JobID]
-	line  line
-	told  sync.Map // JobID → struct{}: those of which something stands on the forge
+	lines map[string]*line // by forge: each has limits of its own
+	told  sync.Map         // JobID → struct{}: those of which something stands on the forge
 }
 
 // Run writes until ctx is done.
@@ -42,8 +42,12 @@ func (w *Writer) Run(ctx context.Context) error {
 	if w.Every == 0 {
 		w.Every = time.Minute
 	}
+	w.lines = map[string]*line{}
+	for name := range w.Forges {
+		w.lines[name] = &line{}
+		w.lines[name].init()
+	}
 	w.queue = workqueue.New(ctx, w.look)
-	w.line.init()
 	w.DB.Watch(w.changed)
 	err := w.DB.View(ctx, func(tx *store.Tx) error {
 		open, err := tx.OpenChecks()
@@ -62,7 +66,12 @@ func (w *Writer) Run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	w.writeAll(ctx)
+	var wg sync.WaitGroup
+	for name, f := range w.Forges {
+		wg.Go(func() { w.writeAll(ctx, f, w.lines[name]) })
+	}
+	<-ctx.Done()
+	wg.Wait()
 	w.queue.Wait()
 	return nil
 }
@@ -90,7 +99,8 @@ func (w *Writer) changed(cs []store.Change) {
 // to look again. What is to be written gets into line.
 func (w *Writer) look(ctx context.Context, id gpuserver.JobID) time.Duration {
 	j, c, err := w.load(ctx, id)
-	if _, ok := w.Forges[j.Forge]; err != nil || !ok || j.HeadSHA == "" {
+	line, ok := w.lines[j.Forge]
+	if err != nil || !ok || j.HeadSHA == "" {
 		return 0
 	}
 	if !c.WrittenAt.IsZero() {
@@ -99,12 +109,12 @@ func (w *Writer) look(ctx context.Context, id gpuserver.JobID) time.Duration {
 	if j.State == gpuserver.JobDone {
 		w.told.Delete(id)
 	}
-	if d := w.line.until(id, time.Now()); d > 0 {
+	if d := line.until(id, time.Now()); d > 0 {
 		return d
 	}
 	want, wait := w.want(j, c, time.Now())
 	if want != nil {
-		w.line.add(id, want.Conclusion == "action_required")
+		line.add(id, want.Conclusion == "action_required")
 	}
 	return wait
 }
@@ -119,18 +129,17 @@ func (w *Writer) load(ctx context.Context, id gpuserver.JobID) (j gpuserver.Job,
 	return j, c, err
 }
 
-// writeAll writes what is in line, one at a time, until ctx is done. All of it
+// writeAll writes what is in a forge's line, one at a time, until ctx is done. All of it
 // yields to registrations, so a line may be long and wait for minutes: what is
 // written is decided only when its turn comes.
-func (w *Writer) writeAll(ctx context.Context) {
+func (w *Writer) writeAll(ctx context.Context, f forge.Forge, line *line) {
 	for {
-		id, ok := w.line.next(ctx)
+		id, ok := line.next(ctx)
 		if !ok {
 			return
 		}
 		j, c, err := w.load(ctx, id)
-		f, ok := w.Forges[j.Forge]
-		if err != nil || !ok {
+		if err != nil {
 			continue
 		}
 		want, _ := w.want(j, c, time.Now())
@@ -143,7 +152,7 @@ func (w *Writer) writeAll(ctx context.Context) {
 			want.DetailsURL = fmt.Sprintf("%s/jobs/%d", strings.TrimSuffix(w.PublicURL, "/"), j.ID)
 		}
 		if pause := w.write(ctx, f, j, c, *want); pause > 0 {
-			w.line.holdBack(id, time.Now().Add(pause))
+			line.holdBack(id, time.Now().Add(pause))
 		}
 		w.queue.Add(id) // it may have changed meanwhile
 	}

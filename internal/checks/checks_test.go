@@ -132,6 +132,8 @@ func TestTimeWaitedEndsWithTheStart(t *testing.T) {
 		move(gpuserver.JobRunning, "")
 		f.fail(nil)
 		time.Sleep(10 * time.Minute)
+		f.mu.Lock()
+		defer f.mu.Unlock()
 		if f.last.Summary != "It waited 1m0s." {
 			t.Errorf("it says %q", f.last.Summary)
 		}
@@ -194,4 +196,47 @@ func TestForgeAway(t *testing.T) {
 		time.Sleep(30 * time.Second)
 		f.fail(nil)
 	})
+}
+
+// TestForgesDoNotWaitForEachOther writes to one forge while another takes nothing.
+func TestForgesDoNotWaitForEachOther(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "gpuserver.db")
+	synctest.Test(t, func(t *testing.T) {
+		db, err := store.Open(t.Context(), path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		f := &memForge{started: time.Now()}
+		w := &Writer{DB: db, Forges: map[string]forge.Forge{"gh": f, "busy": stuck{}}, After: 30 * time.Second, Log: slog.New(slog.DiscardHandler)}
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan error, 1)
+		go func() { done <- w.Run(ctx) }()
+		synctest.Wait()
+		for _, name := range []string{"busy", "gh"} {
+			j := gpuserver.Job{Forge: name, ForgeID: 1, Repo: "octo/hello", HeadSHA: "abc", State: gpuserver.JobReceived, ForgeState: gpuserver.ForgeQueued, QueuedAt: time.Now()}
+			if err := db.Update(t.Context(), func(tx *store.Tx) error {
+				j.Reason = gpuserver.Reason{Class: gpuserver.ReasonNoAccess, Text: "no"}
+				return errors.Join(tx.InsertJob(&j), tx.MoveJob(&j, gpuserver.JobRefused, ""))
+			}); err != nil {
+				t.Fatal(err)
+			}
+			synctest.Wait()
+		}
+		if diff := cmp.Diff([]string{"0s completedaction_required 0"}, f.writes); diff != "" {
+			t.Errorf("check runs (-want +written):\n%s", diff)
+		}
+		cancel()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+		_ = db.Close()
+	})
+}
+
+// stuck is a forge whose limits are used up.
+type stuck struct{ forge.Forge }
+
+func (stuck) SetCheck(ctx context.Context, _ forge.Check) (int64, error) {
+	<-ctx.Done()
+	return 0, ctx.Err()
 }
