@@ -188,6 +188,21 @@ func TestRefusalNamesPolicyAndRemedy(t *testing.T) {
 	}
 }
 
+// TestSecretOfAnAddressIsNotTold keeps what follows the path of a list's address
+// out of what everybody can read.
+func TestSecretOfAnAddressIsNotTold(t *testing.T) {
+	q := request(t, "by-both")
+	q.File = parse(t, strings.Replace(accessFile, usersURL, usersURL+"?token=s3cret#x", 1))
+	list := Fact{FactUsers, usersURL + "?token=s3cret#x"}
+	for _, v := range []Value{{}, {Problem: "it does not answer"}} {
+		q.Facts = Facts{roleFact: {Role: "write"}, list: v}
+		r := Decide(q).Reason
+		if all := r.Text + r.Help; strings.Contains(all, "s3cret") || !strings.Contains(all, "the list "+usersURL+"?…") {
+			t.Errorf("it says %q", all)
+		}
+	}
+}
+
 func TestNeedsAsksForNothingIdle(t *testing.T) {
 	cases := []struct {
 		name, resource string

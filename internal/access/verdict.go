@@ -132,13 +132,14 @@ func (q Request) namesake(users []cirun.User) string {
 
 func (q Request) judgeList(v *verdict) {
 	f := Fact{FactUsers, v.policy.UsersFromJSON}
-	val, ok := q.fetched(v, f, "the list "+f.Key)
+	list := "the list " + cirun.ShownAddress(f.Key)
+	val, ok := q.fetched(v, f, list)
 	if !ok || q.isIn(val.Users) {
 		return
 	}
 	v.failed = append(v.failed, failure{
-		known: notInUsers, detail: q.Actor.String() + " is not in the list " + f.Key + q.namesake(val.Users),
-		remedy: "add " + q.Actor.String() + " to the list " + f.Key,
+		known: notInUsers, detail: q.Actor.String() + " is not in " + list + q.namesake(val.Users),
+		remedy: "add " + q.Actor.String() + " to " + list,
 	})
 }
 

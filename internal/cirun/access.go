@@ -250,6 +250,16 @@ func (r *reader) address(q pair) (string, bool) {
 	return s, true
 }
 
+// ShownAddress gives an address as it may be told to anybody: what follows its
+// path may be a secret.
+func ShownAddress(address string) string {
+	shown, _, cut := strings.Cut(address, "?")
+	if shown, _, _ = strings.Cut(shown, "#"); cut {
+		shown += "?…"
+	}
+	return shown
+}
+
 // names reads a list of teams or roles.
 func (r *reader) names(what string, q pair) (List, bool) {
 	items, ok := r.texts(q.key, q.value)

@@ -162,7 +162,7 @@ func checkRedirect(req *http.Request, via []*http.Request) error {
 
 func checkURL(u *url.URL) error {
 	if u.Scheme != "https" || u.Hostname() == "" {
-		return fmt.Errorf("%s is not an https address", u.Redacted())
+		return fmt.Errorf("%s is not an https address", cirun.ShownAddress(u.Redacted()))
 	}
 	return nil
 }
@@ -190,7 +190,7 @@ func (f *Fetcher) GetSince(ctx context.Context, address string, since time.Time)
 	case e.lock <- struct{}{}:
 		defer func() { <-e.lock }()
 	case <-ctx.Done():
-		return List{}, gpuserver.Wrap(gpuserver.KindUnavailable, "fetch users "+address, ctx.Err())
+		return List{}, gpuserver.Wrap(gpuserver.KindUnavailable, "fetch users "+cirun.ShownAddress(address), ctx.Err())
 	}
 	f.load(ctx, address, e)
 	now := f.o.Now()
@@ -198,11 +198,11 @@ func (f *Fetcher) GetSince(ctx context.Context, address string, since time.Time)
 		err := f.refresh(ctx, address, e)
 		if ctx.Err() != nil && err != nil {
 			// The caller gave up; that says nothing of the address.
-			return List{}, gpuserver.Wrap(gpuserver.KindUnavailable, "fetch users "+address, ctx.Err())
+			return List{}, gpuserver.Wrap(gpuserver.KindUnavailable, "fetch users "+cirun.ShownAddress(address), ctx.Err())
 		}
 		e.triedAt, e.problem = now, err
 		if err != nil {
-			f.o.Log.Warn("a list of users cannot be fetched", "address", address, "err", err, "last_good", e.copy.FetchedAt)
+			f.o.Log.Warn("a list of users cannot be fetched", "address", cirun.ShownAddress(address), "err", err, "last_good", e.copy.FetchedAt)
 		}
 	}
 	return e.answer(address, f.o.Now(), f.o.MaxAge)
@@ -254,11 +254,11 @@ func (e *entry) answer(address string, now time.Time, maxAge time.Duration) (Lis
 	}
 	if e.good && now.Sub(e.copy.FetchedAt) <= maxAge {
 		return List{Users: e.users, FetchedAt: e.copy.FetchedAt, Stale: fmt.Sprintf("the list %s cannot be read now; its copy of %s was used",
-			address, e.copy.FetchedAt.UTC().Format(time.RFC3339))}, nil
+			cirun.ShownAddress(address), e.copy.FetchedAt.UTC().Format(time.RFC3339))}, nil
 	}
 	return List{}, &gpuserver.Error{
 		Kind: gpuserver.KindUnavailable, Op: "fetch users", Err: e.problem,
-		Public: fmt.Sprintf("the list of users %s cannot be read: %s", address, why),
+		Public: fmt.Sprintf("the list of users %s cannot be read: %s", cirun.ShownAddress(address), why),
 	}
 }
 
@@ -278,14 +278,14 @@ func (f *Fetcher) load(ctx context.Context, address string, e *entry) {
 		if gpuserver.KindOf(err) == gpuserver.KindNotFound {
 			e.loaded = true
 		} else {
-			f.o.Log.Warn("the kept list of users cannot be loaded", "address", address, "err", err)
+			f.o.Log.Warn("the kept list of users cannot be loaded", "address", cirun.ShownAddress(address), "err", err)
 		}
 		return
 	}
 	e.loaded = true
 	users, err := Parse(c.Body)
 	if err != nil {
-		f.o.Log.Warn("the kept list of users cannot be read", "address", address, "err", err)
+		f.o.Log.Warn("the kept list of users cannot be read", "address", cirun.ShownAddress(address), "err", err)
 		return
 	}
 	e.take(c, users)
@@ -328,7 +328,7 @@ func (f *Fetcher) refresh(ctx context.Context, address string, e *entry) error {
 	e.take(c, users)
 	if f.o.Keeper != nil {
 		if err := f.o.Keeper.SaveUserList(ctx, address, c); err != nil {
-			f.o.Log.Warn("the list of users cannot be kept", "address", address, "err", err)
+			f.o.Log.Warn("the list of users cannot be kept", "address", cirun.ShownAddress(address), "err", err)
 		}
 	}
 	return nil
@@ -346,7 +346,7 @@ func (f *Fetcher) confirm(ctx context.Context, address string, e *entry) {
 		err = f.o.Keeper.SaveUserList(ctx, address, c)
 	}
 	if err != nil {
-		f.o.Log.Warn("the list of users cannot be kept", "address", address, "err", err)
+		f.o.Log.Warn("the list of users cannot be kept", "address", cirun.ShownAddress(address), "err", err)
 		return
 	}
 	e.keptAt = c.FetchedAt

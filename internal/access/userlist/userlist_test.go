@@ -182,6 +182,9 @@ func TestFetchCacheAndLastGood(t *testing.T) {
 	if gpuserver.KindOf(err) != gpuserver.KindUnavailable || !strings.Contains(gpuserver.PublicText(err), "404") {
 		t.Errorf("a copy that is too old: %v", err)
 	}
+	if _, err := f.Get(t.Context(), s.URL+"/?token=s3cret"); err == nil || strings.Contains(err.Error()+gpuserver.PublicText(err), "s3cret") {
+		t.Errorf("an address with a secret: %v", err)
+	}
 }
 
 func TestConditionalRequest(t *testing.T) {
