@@ -213,6 +213,7 @@ type files struct {
 // parsed is a file as it was last read.
 type parsed struct {
 	value   any       // nil: there is none
+	sha     string    // of the version that value is
 	problem string    // why it cannot be read now; value is the last good version then
 	at      time.Time // when the forge last confirmed the version that value is
 	checked time.Time // when it was last asked for
@@ -260,13 +261,17 @@ func (s *files) fetch(ctx context.Context, f Forge, repo forge.Repo, path, ref, 
 	switch {
 	case gpuserver.KindOf(err) == gpuserver.KindNotFound:
 		return s.keep(key, parsed{at: now, checked: now}), nil
+	case err == nil && file.SHA != "" && file.SHA == before.sha && before.value != nil:
+		// The same again: nothing to parse, to tell or to keep.
+		before.problem, before.at, before.checked = "", now, now
+		return s.keep(key, before), nil
 	case err == nil:
 		value, perr := parse(file.Content)
 		if perr == nil {
 			if ref == "" {
 				s.save(ctx, key, file.Content, now)
 			}
-			return s.keep(key, parsed{value: value, at: now, checked: now}), nil
+			return s.keep(key, parsed{value: value, sha: file.SHA, at: now, checked: now}), nil
 		}
 		err = perr
 	case ctx.Err() != nil:

@@ -1,7 +1,9 @@
 package admission
 
 import (
+	"bytes"
 	"context"
+	"fmt"
 	"io"
 	"log/slog"
 	"path/filepath"
@@ -61,7 +63,7 @@ func (s *shelf) File(_ context.Context, repo forge.Repo, path, ref string) (forg
 	if !ok {
 		return forge.File{}, gpuserver.Errorf(gpuserver.KindNotFound, "no file %s", key)
 	}
-	return forge.File{Path: path, Ref: ref, Content: []byte(text)}, nil
+	return forge.File{Path: path, Ref: ref, SHA: fmt.Sprint("sha of ", text), Content: []byte(text)}, nil
 }
 
 func (s *shelf) set(key, text string) {
@@ -326,5 +328,28 @@ func TestLabelsAreNotKnownForEver(t *testing.T) {
 	d.Fresh = 0
 	if !ours("new") || ours("ubuntu-latest") {
 		t.Error("a label that was added since is never ours")
+	}
+}
+
+// A file that did not change is neither parsed nor told of again, also after it
+// could not be read for a while.
+func TestFindingsAreLoggedOncePerVersion(t *testing.T) {
+	d := newDesk(t)
+	var log bytes.Buffer
+	d.Log = slog.New(slog.NewTextHandler(&log, nil))
+	d.Admission.files.fresh = 0
+	good := strings.Replace(d.shelf.files[orgRunners], "runners:", "colour: red\nrunners:", 1)
+	for i, step := range []struct {
+		text string
+		want int // findings in all
+	}{{good, 1}, {good, 1}, {"runners: [\n", 2}, {good, 2}, {good + "# changed\n", 3}} {
+		d.set(orgRunners, step.text)
+		ans := d.asks(t, "cirun-gpu")
+		if n := strings.Count(log.String(), "finding in"); n != step.want || len(ans.entries) != 1 {
+			t.Errorf("step %d: %d findings logged, want %d; %+v", i, n, step.want, ans)
+		}
+		if broken := strings.Contains(ans.note, "cannot be read"); broken != (i == 2) {
+			t.Errorf("step %d: the note is %q", i, ans.note)
+		}
 	}
 }
