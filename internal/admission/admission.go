@@ -249,11 +249,17 @@ type answer struct {
 }
 
 // commit stores the answer; the job may have moved on meanwhile.
-func (a *Admission) commit(ctx context.Context, j gpuserver.Job, ans answer) time.Duration {
+func (a *Admission) commit(ctx context.Context, asked gpuserver.Job, ans answer) time.Duration {
+	again := false
+	j := asked
 	err := a.DB.Update(ctx, func(tx *store.Tx) error {
-		j, err := tx.Job(j.ID)
+		j, err := tx.Job(asked.ID)
 		if err != nil || j.State != gpuserver.JobReceived {
 			return err
+		}
+		if len(ans.entries) == 0 && !j.UpdatedAt.Equal(asked.UpdatedAt) {
+			again = true // somebody asked anew meanwhile; a refusal of before is no answer to that
+			return nil
 		}
 		j.Actor, j.Resource, j.Entries, j.Reason = ans.actor, ans.resource, ans.entries, ans.reason
 		j.DecidedAt, j.NextTryAt, j.Tries = tx.Now, time.Time{}, 0
@@ -273,6 +279,8 @@ func (a *Admission) commit(ctx context.Context, j gpuserver.Job, ans answer) tim
 	case err != nil && ctx.Err() == nil:
 		a.Log.Error("decision cannot be stored", "job", j.ID, "err", err)
 		return time.Second
+	case again:
+		return time.Millisecond
 	case err == nil:
 		a.Log.Info("job decided", "job", j.ID, "repo", j.Repo, "actor", ans.actor, "resource", ans.resource, "allowed", len(ans.entries) > 0, "reason", ans.reason.Text, "note", ans.note)
 	}

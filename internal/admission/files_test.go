@@ -29,6 +29,7 @@ type shelf struct {
 	files map[string]string
 	reads map[string]int
 	fail  map[string]error
+	read  chan string // if set, is sent each file's name once it was read
 }
 
 func (s *shelf) Name() string { return "github" }
@@ -52,9 +53,12 @@ func (s *shelf) Job(context.Context, forge.Repo, int64) (forge.Job, error) {
 func (s *shelf) Role(context.Context, forge.Repo, string) (string, error) { return "write", nil }
 
 func (s *shelf) File(_ context.Context, repo forge.Repo, path, ref string) (forge.File, error) {
+	key := repo.Name + ":" + path + "@" + ref
+	if s.read != nil {
+		defer func() { s.read <- key }()
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	key := repo.Name + ":" + path + "@" + ref
 	s.reads[key]++
 	if err := s.fail[key]; err != nil {
 		return forge.File{}, err
@@ -277,6 +281,52 @@ func TestForgesDoNotWaitForEachOther(t *testing.T) {
 	case <-decided:
 	case <-time.After(time.Minute):
 		t.Error("a job of the other forge was not decided")
+	}
+	cancel()
+	if err := <-ended; err != nil {
+		t.Error(err)
+	}
+}
+
+// Who asks anew while a refusal is on its way gets an answer to that.
+func TestAskedAnewMeanwhile(t *testing.T) {
+	d := newDesk(t)
+	d.shelf.asked, d.shelf.answer, d.shelf.read = make(chan struct{}, 9), make(chan struct{}), make(chan string, 99)
+	d.Options.Forges = map[string]Forge{"github": d.forge}
+	d.Admission = New(d.Options)
+	good := d.shelf.files[orgAccess]
+	d.set(orgAccess, strings.Replace(good, "hello", "other", 1))
+	j := d.job("cirun-gpu")
+	j.ForgeID, j.State, j.ForgeState, j.QueuedAt = 1, gpuserver.JobReceived, gpuserver.ForgeQueued, time.Now()
+	update := func(fn func(tx *store.Tx) error) {
+		t.Helper()
+		if err := d.DB.Update(t.Context(), fn); err != nil {
+			t.Fatal(err)
+		}
+	}
+	update(func(tx *store.Tx) error { return tx.InsertJob(&j) })
+	decided := make(chan gpuserver.JobState, 9)
+	d.DB.Watch(func(cs []store.Change) {
+		for _, c := range cs {
+			if c.JobState != gpuserver.JobReceived {
+				decided <- c.JobState
+			}
+		}
+	})
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan error, 1)
+	go func() { ended <- d.Admission.Run(ctx) }()
+	<-d.shelf.asked
+	for key := range d.shelf.read {
+		if key == orgAccess {
+			break
+		}
+	}
+	d.set(orgAccess, good)
+	update(func(tx *store.Tx) error { return tx.SaveJob(&j) })
+	close(d.shelf.answer)
+	if got := <-decided; got != gpuserver.JobQueued {
+		t.Errorf("the job is %s", got)
 	}
 	cancel()
 	if err := <-ended; err != nil {
