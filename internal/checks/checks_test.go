@@ -155,13 +155,14 @@ func TestQuickJobIsNotTold(t *testing.T) {
 	})
 }
 
-// TestWaitIsToldSparingly changes the class of the reason every 20 seconds.
+// TestWaitIsToldSparingly changes the class of the reason every 21 seconds, which
+// never falls on the second in which the next word is due.
 func TestWaitIsToldSparingly(t *testing.T) {
-	want := []string{"30s queued 0", "1m40s queued 7", "2m40s queued 7", "3m20s completedneutral 7"}
+	want := []string{"30s queued 0", "1m45s queued 7", "2m45s queued 7", "3m30s completedneutral 7"}
 	inBubble(t, want, func(_ *memForge, move func(gpuserver.JobState, gpuserver.ReasonClass)) {
 		for i := range 10 {
 			move(gpuserver.JobQueued, []gpuserver.ReasonClass{gpuserver.ReasonCapacity, gpuserver.ReasonBehind, gpuserver.ReasonRetry}[i%3])
-			time.Sleep(20 * time.Second)
+			time.Sleep(21 * time.Second)
 		}
 		move(gpuserver.JobStarting, gpuserver.ReasonStarting)
 		move(gpuserver.JobRunning, "")
