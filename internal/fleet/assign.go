@@ -336,11 +336,11 @@ type failure struct {
 // no event has named yet.
 func (f *Fleet) endedIdle(ctx context.Context, v gpuserver.VM, x failure) {
 	if v.Forge != LocalForge {
-		rctx, cancel := context.WithTimeout(ctx, endsWithin)
-		f.rereadJob(rctx, v.Forge, f.Forges[v.Forge], v.MadeFor)
-		cancel()
+		if f.findItsJob(ctx, v) {
+			return
+		}
 		_, job, err := f.load(ctx, v.ID)
-		if err != nil || job.RunnerName == v.Runner.Name {
+		if err != nil {
 			return
 		}
 		if job.State == gpuserver.JobStarting && v.Guest.JobStarted {
@@ -349,6 +349,47 @@ func (f *Fleet) endedIdle(ctx context.Context, v gpuserver.VM, x failure) {
 		}
 	}
 	f.fail(ctx, v, x)
+}
+
+// findItsJob asks the forge whether v's runner had a job: the one that v was
+// made for or, if a job began in v, a sibling of it. Without that a sibling that
+// ran here would get a VM of its own until its events came.
+func (f *Fleet) findItsJob(ctx context.Context, v gpuserver.VM) bool {
+	ctx, cancel := context.WithTimeout(ctx, endsWithin)
+	defer cancel()
+	asked := []gpuserver.JobID{v.MadeFor}
+	if v.Guest.JobStarted {
+		asked = append(asked, f.siblings(ctx, v)...)
+	}
+	for _, id := range asked {
+		f.rereadJob(ctx, v.Forge, f.Forges[v.Forge], id)
+		var j gpuserver.Job
+		err := f.DB.View(ctx, func(tx *store.Tx) (err error) { j, err = tx.Job(id); return err })
+		if err == nil && j.RunnerName == v.Runner.Name {
+			return true
+		}
+	}
+	return false
+}
+
+// askedSiblings is how many jobs the forge is asked about at most when a VM
+// ended with a job that is not known: the oldest are the likeliest.
+const askedSiblings = 10
+
+// siblings gives the oldest jobs that v's runner may have had although v was
+// made for another.
+func (f *Fleet) siblings(ctx context.Context, v gpuserver.VM) (ids []gpuserver.JobID) {
+	_ = f.DB.View(ctx, func(tx *store.Tx) error {
+		jobs, err := tx.UnfinishedJobs(v.Forge)
+		for _, j := range jobs {
+			if j.ID != v.MadeFor && j.ForgeState == gpuserver.ForgeQueued && serves(v, j) {
+				ids = append(ids, j.ID)
+			}
+		}
+		return err
+	})
+	slices.Sort(ids)
+	return ids[:min(len(ids), askedSiblings)]
 }
 
 // fail takes a VM down that will not get its job, and sends the job back to the

@@ -2,6 +2,7 @@ package fleet
 
 import (
 	"context"
+	"errors"
 	"strings"
 	"testing"
 	"time"
@@ -251,6 +252,47 @@ func TestBootTimeoutAsksTheForge(t *testing.T) {
 		b.wantVM(vm.ID, gpuserver.VMBusy)
 		if j := b.wantJob(id, gpuserver.JobRunning); j.Tries != 0 || len(b.cloud.VMs()) != 1 {
 			t.Errorf("a job that runs counted %d failures and has %d VMs", j.Tries, len(b.cloud.VMs()))
+		}
+	})
+}
+
+// TestSiblingOfNoEventRanHere is told of nothing but the end of a VM in which
+// a job began: the forge is asked which, and the two jobs make do with two VMs.
+func TestSiblingOfNoEventRanHere(t *testing.T) {
+	var b *bench
+	reread := func(_ context.Context, _ string, j forge.Job) error {
+		return b.db.Update(b.ctx, func(tx *store.Tx) error {
+			ours, err := tx.Job(gpuserver.JobID(j.ID))
+			if err != nil || j.State != gpuserver.ForgeCompleted {
+				return err
+			}
+			ours.ForgeState, ours.RunnerName, ours.StartedAt, ours.EndedAt = j.State, j.RunnerName, tx.Now, tx.Now
+			return tx.MoveJob(&ours, gpuserver.JobDone, "")
+		})
+	}
+	inBubble(t, func(o *Options) { o.Reread = reread }, func(bb *bench) {
+		b = bb
+		first, second := b.job("small"), b.job("small")
+		vm, other := b.vm(b.wantJob(first, gpuserver.JobStarting).VM), b.wantJob(second, gpuserver.JobStarting).VM
+		b.update(func(tx *store.Tx) error {
+			v, err := tx.VM(vm.ID)
+			v.Guest.JobStarted = true
+			return errors.Join(err, tx.SaveVM(&v))
+		})
+		b.forge.mu.Lock()
+		b.forge.jobs[int64(second)] = forge.Job{ID: int64(second), State: gpuserver.ForgeCompleted, RunnerName: vm.Runner.Name}
+		b.forge.mu.Unlock()
+		if err := b.cloud.Stop(vm.Name, "shutdown"); err != nil {
+			t.Fatal(err)
+		}
+		b.settle()
+		b.wantVM(vm.ID, gpuserver.VMGone)
+		b.wantJob(second, gpuserver.JobDone)
+		if j := b.wantJob(first, gpuserver.JobStarting); j.VM != other || j.Tries != 0 {
+			t.Errorf("the job has VM %d after %d failures, want its sibling's VM %d", j.VM, j.Tries, other)
+		}
+		if n := len(b.cloud.VMs()); n != 1 {
+			t.Errorf("%d VMs are left, want the one for the first job", n)
 		}
 	})
 }
