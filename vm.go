@@ -93,7 +93,7 @@ const (
 // hostile place: bounded, informative, never a proof.
 type GuestReport struct {
 	Phase         string    `json:"phase,omitempty"`
-	JobStarted    bool      `json:"job_started,omitempty"` // its runner's job-started hook asked
+	JobStarted    bool      `json:"job_started,omitempty"` // a job began in it: its hook asked, or the agent says so
 	BootAt        time.Time `json:"boot_at,omitzero"`      // now − uptime, on our own clock
 	MemPeakMiB    int64     `json:"mem_peak_mib,omitempty"`
 	DiskPeakMiB   int64     `json:"disk_peak_mib,omitempty"`

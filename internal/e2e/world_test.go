@@ -321,9 +321,29 @@ func (w *world) wait(run forgetest.Run, status string) []forgetest.Job {
 	jobs, err := w.forge.Wait(ctx, forgetest.JobFilter{Run: run.ID}, status)
 	if err != nil {
 		text, _ := json.Marshal(jobs)
-		w.t.Fatalf("run %d is not %s: %v\n%s", run.ID, status, err, text)
+		w.t.Fatalf("run %d is not %s: %v\n%s\nto the service:\n%s", run.ID, status, err, text, w.unfinished())
 	}
 	return jobs
+}
+
+// unfinished tells of the jobs that are not over to the service, for a failed
+// test's text.
+func (w *world) unfinished() string {
+	jobs, err := w.client().Jobs(w.ctx, nil, "", 1000)
+	if err != nil {
+		return err.Error()
+	}
+	var out strings.Builder
+	for _, j := range jobs {
+		if j.State.Over() {
+			continue
+		}
+		e, _ := w.client().Explain(w.ctx, j.ID)
+		d, _ := w.client().Job(w.ctx, j.ID)
+		text, _ := json.Marshal([]any{e, d})
+		fmt.Fprintf(&out, "%s\n", text)
+	}
+	return out.String()
 }
 
 // eventually waits for a condition; it gives "" or what is still wrong.

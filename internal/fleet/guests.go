@@ -110,6 +110,9 @@ const (
 func note(v *gpuserver.VM, h guest.Heartbeat, now time.Time) {
 	g := &v.Guest
 	g.Phase = h.Phase
+	if h.Phase == phaseStarted { // the agent may have decided that alone, while we were away
+		g.JobStarted = true
+	}
 	if g.BootAt.IsZero() && h.UptimeSeconds > 0 {
 		g.BootAt = now.Add(-time.Duration(h.UptimeSeconds * float64(time.Second)))
 	}

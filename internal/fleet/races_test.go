@@ -318,3 +318,29 @@ func TestTimeLimitCountsFromTheStart(t *testing.T) {
 		}
 	})
 }
+
+// TestJobThatBeganWhileWeWereAway hears from the guest alone that a job began in
+// it: the agent let it, as we could not be asked. No image is held for that.
+func TestJobThatBeganWhileWeWereAway(t *testing.T) {
+	inBubble(t, func(o *Options) { o.Limits.HoldImageAfter = 1 }, func(b *bench) {
+		id := b.job("small")
+		vm := b.wantJob(id, gpuserver.JobStarting).VM
+		status := 0
+		for _, h := range []guest.Heartbeat{{Phase: "runner"}, {Phase: "job_started"}, {Phase: "exited", RunnerExit: &status}} {
+			b.beat(vm, h)
+		}
+		b.settle()
+		if j := b.wantJob(id, gpuserver.JobStarting); j.Tries != 0 || j.VM != vm {
+			t.Errorf("the job has VM %d after %d failures, want its own until the forge tells how it ended", j.VM, j.Tries)
+		}
+		b.update(func(tx *store.Tx) error {
+			images, err := tx.Images()
+			for _, h := range images {
+				if !h.HeldAt.IsZero() {
+					t.Errorf("image %s is held: %s", h.Name, h.Reason)
+				}
+			}
+			return err
+		})
+	})
+}

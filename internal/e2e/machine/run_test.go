@@ -1,6 +1,8 @@
 package machine
 
 import (
+	"os"
+	"os/signal"
 	"slices"
 	"strings"
 	"syscall"
@@ -94,6 +96,9 @@ func TestRunWithoutServer(t *testing.T) {
 		{"its terminal is closed", "echo err >&2; echo out; sleep 100000", syscall.SIGHUP, 130, "out\n"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
+			if tt.interrupt == syscall.SIGHUP && signal.Ignored(syscall.SIGHUP) { // below nohup; a child would ignore it, too
+				signal.Notify(make(chan os.Signal, 1), syscall.SIGHUP)
+			}
 			p := program(t, []string{"GPUSERVER_IMAGE_DIR=" + image}, "run", "--", "sh", "-c", tt.script)
 			if tt.interrupt != 0 {
 				// Each stream comes on its own, and what a guest has not sent yet ends with it.

@@ -60,6 +60,7 @@ type played struct {
 	payload guest.Payload
 	console io.Writer
 	start   time.Time
+	untold  []guest.Heartbeat // phases that did not reach the server yet, in order
 }
 
 func (g *played) run(ctx context.Context) int {
@@ -89,7 +90,10 @@ func (g *played) run(ctx context.Context) int {
 func (g *played) job(ctx context.Context, rc *runnerclient.Client, job *runnerclient.Job) int {
 	conclusion := "success"
 	if !g.p.SkipHook {
-		if ok, text := g.hook(ctx, job); !ok {
+		ok, text := g.hook(ctx, job)
+		if ok {
+			g.beat(ctx, guest.PhaseJobStarted, nil)
+		} else {
 			conclusion = "failure"
 			_, _ = rc.Log(ctx, job.ID, 0, []byte("job-started hook: "+text+"\n"))
 		}
@@ -143,9 +147,15 @@ func (g *played) beat(ctx context.Context, phase string, exit *int) {
 	if g.p.Silent {
 		return
 	}
-	g.post(ctx, "/guest/v1/heartbeat", must(guest.Heartbeat{
-		Phase: phase, UptimeSeconds: time.Since(g.start).Seconds(), RunnerExit: exit, AgentVersion: "played",
-	}), "application/json", nil)
+	g.untold = append(g.untold, guest.Heartbeat{Phase: phase, RunnerExit: exit, AgentVersion: "played"})
+	for len(g.untold) > 0 {
+		h := g.untold[0]
+		h.UptimeSeconds = time.Since(g.start).Seconds()
+		if g.post(ctx, "/guest/v1/heartbeat", must(h), "application/json", nil) == 0 {
+			return // told with the next phase, before that, as the agent does
+		}
+		g.untold = g.untold[1:]
+	}
 }
 
 func must(v any) []byte {
