@@ -7,6 +7,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -78,7 +79,8 @@ func (g *played) run(ctx context.Context) int {
 	}
 	defer rc.Close()
 	rc.UseTransport(client.Transport)
-	job, err := rc.NextJob(ctx)
+	var job *runnerclient.Job
+	err = g.insist(ctx, "next job", func() (err error) { job, err = rc.NextJob(ctx); return err })
 	if err != nil || job == nil {
 		_, _ = fmt.Fprintln(g.console, "no job:", err)
 		return 1
@@ -110,11 +112,31 @@ func (g *played) job(ctx context.Context, rc *runnerclient.Client, job *runnercl
 		case <-time.After(g.p.JobTime):
 		}
 	}
-	if err := rc.Complete(ctx, job.ID, runnerclient.Result{Conclusion: conclusion}); err != nil {
-		_, _ = fmt.Fprintln(g.console, "complete:", err)
+	tries := 0
+	err := g.insist(ctx, "complete", func() error {
+		tries++
+		return rc.Complete(ctx, job.ID, runnerclient.Result{Conclusion: conclusion})
+	})
+	if err != nil && !(errors.Is(err, runnerclient.ErrGone) && tries > 1) { // else an earlier answer was lost
 		return 1
 	}
 	return 0
+}
+
+// insist repeats a call to the forge whose connection broke, as the real runner
+// does, until ctx ends.
+func (g *played) insist(ctx context.Context, what string, call func() error) error {
+	for {
+		err := call()
+		if err == nil || errors.Is(err, runnerclient.ErrGone) || ctx.Err() != nil {
+			return err
+		}
+		_, _ = fmt.Fprintf(g.console, "%s: %v\n", what, err)
+		select {
+		case <-ctx.Done():
+		case <-time.After(100 * time.Millisecond):
+		}
+	}
 }
 
 // command plays a command: its arguments are its output, one a line.
