@@ -112,6 +112,13 @@ type Flavor struct {
 	MemoryMiB int64         `json:"memory_mib"`
 	DiskGiB   int64         `json:"disk_gib"`
 	TimeLimit time.Duration `json:"time_limit"` // for a job on it; 0 is the configuration's default
+	GPUs      GPUs          `json:"gpus,omitzero"`
+}
+
+// GPUs are the cards that a flavor has: so many of one model; none if Count is 0.
+type GPUs struct {
+	Model string `json:"model"` // our own name of the model
+	Count int    `json:"count"`
 }
 
 // Image is what a VM boots.
@@ -135,8 +142,23 @@ type Host struct {
 // leased, because two VMs can never share a group.
 // Source: Linux Documentation/driver-api/vfio.rst, "Groups, Devices, and IOMMUs".
 type Slot struct {
-	Group   int      `json:"group"`
-	Devices []string `json:"devices"` // BDF addresses
+	Group    int    `json:"group"`
+	Cards    []Card `json:"cards"`         // the GPUs in it, by address
+	NUMANode int    `json:"numa_node"`     // -1: none, or not known
+	Out      string `json:"out,omitempty"` // why no VM may have it now; "": one may
+}
+
+// Card is one GPU of a slot.
+type Card struct {
+	Address string `json:"address"` // BDF, such as 0000:27:00.0
+	Model   string `json:"model"`   // our own name of the model
+}
+
+// Claim is a slot that a lease takes. It takes the slot whole, whether it uses
+// all of its cards or not.
+type Claim struct {
+	Group int      `json:"group"`
+	Cards []string `json:"cards"` // addresses of the cards that the VM gets
 }
 
 // Lease is capacity of a host taken for one VM. It is held from the commit that
@@ -148,6 +170,7 @@ type Lease struct {
 	VCPUs      int       `json:"vcpus"`
 	MemoryMiB  int64     `json:"memory_mib"`
 	DiskGiB    int64     `json:"disk_gib"`
+	Claims     []Claim   `json:"claims,omitempty"`
 	TakenAt    time.Time `json:"taken_at"`
 	ReleasedAt time.Time `json:"released_at,omitzero"`
 }

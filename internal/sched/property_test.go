@@ -46,7 +46,7 @@ func world(t *rapid.T) Snapshot {
 			s.Used = append(s.Used, Use{
 				h.Cloud, h.Name,
 				rapid.IntRange(0, 6).Draw(t, "used vcpus"), int64(rapid.IntRange(0, 6).Draw(t, "used memory")) * 512,
-				int64(rapid.IntRange(0, 20).Draw(t, "used disk")), rapid.IntRange(0, 2).Draw(t, "used vms"),
+				int64(rapid.IntRange(0, 20).Draw(t, "used disk")), rapid.IntRange(0, 2).Draw(t, "used vms"), nil,
 			})
 		}
 	}
@@ -245,7 +245,7 @@ func TestNoRoomIsWasted(t *testing.T) {
 		after.Waiting = nil
 		for _, d := range ds {
 			if p := d.Place; p != nil {
-				after.Used = append(after.Used, Use{p.Cloud, p.Host, p.Flavor.VCPUs, p.Flavor.MemoryMiB, p.Flavor.DiskGiB, 1})
+				after.Used = append(after.Used, Use{p.Cloud, p.Host, p.Flavor.VCPUs, p.Flavor.MemoryMiB, p.Flavor.DiskGiB, 1, nil})
 			} else {
 				after.Waiting = append(after.Waiting, jobByID(s, d.Job))
 			}
@@ -270,7 +270,7 @@ func TestFirstJobIsMonotone(t *testing.T) {
 		if len(ds) == 0 || ds[0].Place == nil {
 			return
 		}
-		if later := Plan(s, noon.Add(time.Duration(rapid.IntRange(0, 600).Draw(t, "later"))*time.Minute)); later[0].Place == nil || *later[0].Place != *ds[0].Place {
+		if later := Plan(s, noon.Add(time.Duration(rapid.IntRange(0, 600).Draw(t, "later"))*time.Minute)); later[0].Place == nil || !cmp.Equal(later[0].Place, ds[0].Place) {
 			t.Errorf("later the first job is decided otherwise: %+v, was %+v", later[0], ds[0])
 		}
 		if len(s.Used) > 0 {

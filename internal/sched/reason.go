@@ -69,7 +69,11 @@ func imageHeld(e gpuserver.Entry, r gpuserver.Reason) *gpuserver.Reason {
 	return &r
 }
 
-func tooLarge(c *place, f gpuserver.Flavor, need amount) *gpuserver.Reason {
+func tooLarge(c *place, f gpuserver.Flavor, n need) *gpuserver.Reason {
+	need := n.amount
+	if c.fitted(n, func(h *host) amount { return h.total }) { // but for the cards
+		return noSuchCards(c, f)
+	}
 	nearest, least := c.hosts[0], c.hosts[0].total.lack(need)
 	for _, h := range c.hosts[1:] {
 		if lack := h.total.lack(need); lack < least {
@@ -110,8 +114,11 @@ func noStart(c *place) gpuserver.Reason {
 }
 
 // full is why a cloud has no room for need.
-func (p *Planner) full(c *place, need amount) gpuserver.Reason {
-	if c.fitted(need, func(h *host) amount { return h.free }) { // and yet was not taken: it is kept
+func (p *Planner) full(c *place, n need) gpuserver.Reason {
+	if h := c.shortOfCards(n); h != nil {
+		return p.noCards(c, h, n)
+	}
+	if c.fitted(n, func(h *host) amount { return h.free }) { // and yet was not taken: it is kept
 		return gpuserver.Reason{
 			Class: gpuserver.ReasonBehind,
 			Text: fmt.Sprintf("waits behind job %d on cloud %s, which has waited %d min and for which room is kept on host %s",
@@ -119,18 +126,18 @@ func (p *Planner) full(c *place, need amount) gpuserver.Reason {
 			Help: "Nothing needs to be done: that job starts when enough VMs on that host have ended.",
 		}
 	}
-	if c.fitted(need, func(h *host) amount { return h.start }) {
+	if c.fitted(n, func(h *host) amount { return h.start }) {
 		return gpuserver.Reason{
 			Class: gpuserver.ReasonBehind,
 			Text:  fmt.Sprintf("waits on cloud %s: older jobs have just taken what was free", c.name),
 			Help:  helpRoom,
 		}
 	}
-	h := c.nearest(need)
-	wanted, _ := missing(need, h.free)
+	h := c.nearest(n)
+	wanted, _ := missing(n.amount, h.free)
 	return gpuserver.Reason{
 		Class: gpuserver.ReasonCapacity,
-		Text:  fmt.Sprintf("waits for %s on cloud %s: %s are free%s", join(wanted), c.name, join(shares(need, h)), onHost(c, h)),
+		Text:  fmt.Sprintf("waits for %s on cloud %s: %s are free%s", join(wanted), c.name, join(shares(n.amount, h)), onHost(c, h)),
 		Help:  helpRoom,
 	}
 }

@@ -8,10 +8,8 @@ import (
 	"gpuserver"
 )
 
-// A VM needs so much of each dimension of a host. Slots of devices are no
-// amounts, since one is not as good as another: a free set of them belongs
-// beside the amounts in host, and the choice among them in host.room and
-// place.take.
+// A VM needs so much of each dimension of a host. Slots are no amounts, since one
+// is not as good as another: see need.
 const (
 	vcpus = iota
 	memoryMiB
@@ -77,6 +75,7 @@ type host struct {
 	start amount // free when the plan began
 	free  amount // free with what the plan has placed so far
 	kept  amount // of what is free or will be, for the cloud's head; zero elsewhere
+	slots []*slot
 }
 
 // room is what a job that has no room kept may take.
@@ -91,7 +90,7 @@ type place struct {
 
 	// Room only shrinks while a plan is made, so a need that once found none is
 	// not looked for again; the reason holds until something is taken or kept.
-	full    map[amount]fullness
+	full    map[need]fullness
 	changes int
 
 	queue  int            // jobs so far that wait for room here
@@ -109,8 +108,10 @@ type fullness struct {
 func clouds(s Snapshot) map[string]*place {
 	type key struct{ cloud, host string }
 	used := make(map[key]amount, len(s.Hosts))
+	taken := map[key][]TakenSlot{}
 	for _, u := range s.Used {
 		k := key{u.Cloud, u.Host}
+		taken[k] = append(taken[k], u.Slots...)
 		used[k] = used[k].minus(amount{-int64(u.VCPUs), -u.MemoryMiB, -u.DiskGiB, -int64(u.VMs)})
 	}
 	all := map[string]*place{}
@@ -118,12 +119,12 @@ func clouds(s Snapshot) map[string]*place {
 		c := all[h.Cloud]
 		if c == nil {
 			starts, limited := s.Starts[h.Cloud]
-			c = &place{name: h.Cloud, limited: limited, starts: starts, full: map[amount]fullness{}}
+			c = &place{name: h.Cloud, limited: limited, starts: starts, full: map[need]fullness{}}
 			all[h.Cloud] = c
 		}
 		total := amount{int64(h.VCPUs), h.MemoryMiB, h.DiskGiB, int64(cmp.Or(h.MaxVMs, unlimited))}
 		free := total.minus(used[key{h.Cloud, h.Name}])
-		c.hosts = append(c.hosts, &host{name: h.Name, total: total, start: free, free: free})
+		c.hosts = append(c.hosts, &host{name: h.Name, total: total, start: free, free: free, slots: slotsOf(h, taken[key{h.Cloud, h.Name}])})
 	}
 	for _, c := range all {
 		slices.SortFunc(c.hosts, func(a, b *host) int { return cmp.Compare(a.name, b.name) })
@@ -131,62 +132,95 @@ func clouds(s Snapshot) map[string]*place {
 	return all
 }
 
-// couldHold reports whether an empty host of the cloud would hold need.
-func (c *place) couldHold(need amount) bool {
-	return slices.ContainsFunc(c.hosts, func(h *host) bool { return h.total.holds(need) })
+// couldHold reports whether an empty host of the cloud would hold a need. Slots
+// that are out of service count: they may come back.
+func (c *place) couldHold(n need) bool {
+	return slices.ContainsFunc(c.hosts, func(h *host) bool { return h.couldHold(n) })
 }
 
-// fitted reports whether some host's room, as given, holds need.
-func (c *place) fitted(need amount, room func(*host) amount) bool {
-	return slices.ContainsFunc(c.hosts, func(h *host) bool { return room(h).holds(need) })
+func (h *host) couldHold(n need) bool {
+	if !h.total.holds(n.amount) {
+		return false
+	}
+	if n.gpus.Count == 0 {
+		return true
+	}
+	chosen, _ := h.choose(n.gpus, func(*slot) bool { return true })
+	return chosen != nil
 }
 
-// take takes need from the host that it fills best, and gives that host; nil if
-// there is no room.
-func (c *place) take(need amount) *host {
+// fitted reports whether some host's room, as given, holds a need's amounts.
+func (c *place) fitted(n need, room func(*host) amount) bool {
+	return slices.ContainsFunc(c.hosts, func(h *host) bool { return room(h).holds(n.amount) })
+}
+
+// couldTake reports whether some host has room for a need.
+func (c *place) couldTake(n need) bool {
+	return slices.ContainsFunc(c.hosts, func(h *host) bool {
+		_, ok := h.fitting(n, (*slot).free)
+		return ok && h.room().holds(n.amount)
+	})
+}
+
+// take takes a need from the host that it fills best, and gives that host and
+// its slots; nil if there is no room.
+func (c *place) take(n need) (*host, []gpuserver.Claim) {
 	if c.limited && c.starts <= 0 {
-		return nil
+		return nil, nil
 	}
-	if _, full := c.full[need]; full {
-		return nil
+	if _, full := c.full[n]; full {
+		return nil, nil
 	}
 	var best *host
+	var slots []*slot
 	least := math.Inf(1)
 	for _, h := range c.hosts {
-		if !h.room().holds(need) {
+		if !h.room().holds(n.amount) {
 			continue
 		}
-		if rest := h.free.minus(need).rest(h.total); rest < least {
-			best, least = h, rest
+		chosen, ok := h.fitting(n, (*slot).free)
+		if !ok {
+			continue
+		}
+		if rest := h.free.minus(n.amount).rest(h.total); rest < least {
+			best, slots, least = h, chosen, rest
 		}
 	}
-	if best != nil {
-		best.free = best.free.minus(need)
-		c.starts--
-		c.changes++
+	if best == nil {
+		return nil, nil
 	}
-	return best
+	best.free = best.free.minus(n.amount)
+	c.starts--
+	c.changes++
+	return best, claim(slots, n)
 }
 
-// nearest gives the host, among those that could hold need when empty, whose
-// free room lacks the least of it. There is one, as couldHold was asked before.
-func (c *place) nearest(need amount) *host {
+// nearest gives the host, among those that could hold a need when empty, that
+// lacks the least of it. There is one, as couldHold was asked before.
+func (c *place) nearest(n need) *host {
 	var best *host
 	least := math.Inf(1)
 	for _, h := range c.hosts {
-		if !h.total.holds(need) {
+		if !h.couldHold(n) {
 			continue
 		}
-		if lack := h.free.lack(need); lack < least {
+		lack := h.free.lack(n.amount)
+		if _, ok := h.fitting(n, (*slot).free); !ok {
+			lack++
+		}
+		if lack < least {
 			best, least = h, lack
 		}
 	}
 	return best
 }
 
-// keep keeps room for a job from here on.
-func (c *place) keep(j *gpuserver.Job, need amount) {
-	c.head, c.keeper = j, c.nearest(need)
-	c.keeper.kept = need
+// keep keeps room for a job from here on, and slots if it is old enough.
+func (c *place) keep(j *gpuserver.Job, n need, slots bool) {
+	c.head, c.keeper = j, c.nearest(n)
+	c.keeper.kept = n.amount
+	if slots {
+		c.keeper.keepSlots(n)
+	}
 	c.changes++
 }

@@ -15,6 +15,18 @@
 //     entry's cloud that lacks the least, no younger job gets anything of what
 //     is short. One job at a time has room kept on a cloud: the oldest one.
 //
+// GPUs come in slots, the IOMMU groups of a host, each of which one VM has or
+// none:
+//
+//   - A job takes the slots that waste the fewest cards, then the fewest slots;
+//     among equals those on the NUMA node whose VMs with cards use the least.
+//   - It wastes cards (one of a pair, say) only while no job waits that could use
+//     more of them, or once it is older than UnfairAfter.
+//   - While it is younger than SplitAfter it waits for as few slots as an empty
+//     host would give it: two cards in one group rather than in two.
+//   - Once the job that room is kept for is older than UnfairAfter, slots are kept
+//     for it as well, so that it gets the next ones that fit.
+//
 // So no job waits for ever: where room is kept no younger job starts, and those
 // that run there end. The host is chosen anew for each plan, but while a job
 // waits the choice changes only to one that lacks less, which it does at most
@@ -32,6 +44,12 @@ import (
 // DefaultPatience is how long smaller jobs may overtake a job that does not
 // fit.
 const DefaultPatience = 5 * time.Minute
+
+// How old a job with GPUs is when it may have what others would use better.
+const (
+	SplitAfter  = 5 * time.Minute  // cards in more groups than they could be in
+	UnfairAfter = 30 * time.Minute // the next slots that fit, whoever else could use them
+)
 
 // Snapshot is all that a plan depends on, beside the time.
 type Snapshot struct {
@@ -65,6 +83,15 @@ type Use struct {
 	MemoryMiB   int64
 	DiskGiB     int64
 	VMs         int
+	Slots       []TakenSlot
+}
+
+// TakenSlot is a slot that a lease takes, and by whom.
+type TakenSlot struct {
+	Group int
+	VM    string    // its name
+	Until time.Time // when its VM's job ends at the latest; zero: not known
+	VCPUs int       // of the VM
 }
 
 // Sum gives the uses of the leases that are not released, one for each host.
@@ -84,6 +111,9 @@ func Sum(leases []gpuserver.Lease) []Use {
 		}
 		u := &uses[i]
 		u.VCPUs, u.MemoryMiB, u.DiskGiB, u.VMs = u.VCPUs+l.VCPUs, u.MemoryMiB+l.MemoryMiB, u.DiskGiB+l.DiskGiB, u.VMs+1
+		for _, c := range l.Claims {
+			u.Slots = append(u.Slots, TakenSlot{Group: c.Group, VCPUs: l.VCPUs})
+		}
 	}
 	return uses
 }
@@ -110,7 +140,8 @@ type Place struct {
 	Entry  int // index in the job's Entries
 	Cloud  string
 	Host   string
-	Flavor gpuserver.Flavor // what the lease takes
+	Flavor gpuserver.Flavor  // what the lease takes
+	Claims []gpuserver.Claim // and of the host's slots
 }
 
 // Passed is an entry that was passed over.
@@ -133,20 +164,24 @@ type Planner struct {
 	now      time.Time
 	patience time.Duration
 	clouds   map[string]*place
+	wanted   map[wantedKey]int // jobs so far that wait for cards and could have them
 }
 
 // NewPlanner begins a plan. The jobs of the snapshot do not count.
 func NewPlanner(s Snapshot, now time.Time) *Planner {
-	return &Planner{s: s, now: now, patience: cmp.Or(s.Patience, DefaultPatience), clouds: clouds(s)}
+	return &Planner{s: s, now: now, patience: cmp.Or(s.Patience, DefaultPatience), clouds: clouds(s), wanted: map[wantedKey]int{}}
 }
 
 // Plan goes on with the next jobs of the queue, all of them younger than those
-// before.
+// before. A slot is left to a job that needs all of its cards only if that is of
+// the same part or of one before.
 func (p *Planner) Plan(waiting []gpuserver.Job) []Decision {
+	p.countCards(waiting)
 	decisions := make([]Decision, 0, len(waiting))
 	for _, j := range order(waiting) {
 		decisions = append(decisions, p.decide(j))
 	}
+	p.secondLook(waiting, decisions)
 	return decisions
 }
 
@@ -157,7 +192,7 @@ func (p *Planner) Full() bool {
 			continue
 		}
 		for _, f := range p.s.Flavors {
-			if c.fitted(needs(f), (*host).room) {
+			if c.couldTake(need{needs(f), f.GPUs, manners{waste: true, split: true}}) {
 				return false
 			}
 		}
@@ -188,7 +223,7 @@ func queuedAt(j *gpuserver.Job) time.Time {
 // option is an entry that a job may take, if there is room.
 type option struct {
 	cloud *place
-	need  amount
+	need  need
 }
 
 func (p *Planner) decide(j *gpuserver.Job) Decision {
@@ -200,12 +235,14 @@ func (p *Planner) decide(j *gpuserver.Job) Decision {
 	var options []option
 	for i, e := range j.Entries {
 		flavor, o, closed := p.open(e)
+		o.need.manners = p.manners(j, o)
 		if closed != nil {
 			d.Passed = append(d.Passed, Passed{i, *closed})
 			continue
 		}
-		if h := o.cloud.take(o.need); h != nil {
-			d.Place = &Place{Entry: i, Cloud: o.cloud.name, Host: h.name, Flavor: flavor}
+		if h, claims := o.cloud.take(o.need); h != nil {
+			d.Place = &Place{Entry: i, Cloud: o.cloud.name, Host: h.name, Flavor: flavor, Claims: claims}
+			p.leave(j)
 			return d
 		}
 		if len(options) == 0 {
@@ -215,7 +252,7 @@ func (p *Planner) decide(j *gpuserver.Job) Decision {
 		options = append(options, o)
 	}
 	p.enqueue(j, options)
-	d.Reason = why(d.Passed)
+	d.Reason, d.RetryAt = why(d.Passed), p.mellows(j, options)
 	return d
 }
 
@@ -233,14 +270,14 @@ func (p *Planner) open(e gpuserver.Entry) (gpuserver.Flavor, option, *gpuserver.
 	if c == nil {
 		return flavor, option{}, unknownCloud(e)
 	}
-	need := needs(flavor)
-	if !c.couldHold(need) {
-		return flavor, option{}, tooLarge(c, flavor, need)
+	n := need{amount: needs(flavor), gpus: flavor.GPUs}
+	if !c.couldHold(n) {
+		return flavor, option{}, tooLarge(c, flavor, n)
 	}
 	if held, ok := p.s.HeldImages[e.Image]; ok {
 		return flavor, option{}, imageHeld(e, held)
 	}
-	return flavor, option{c, need}, nil
+	return flavor, option{c, n}, nil
 }
 
 // enqueue counts a job that waits for room, and keeps room for it if it is old
@@ -256,6 +293,6 @@ func (p *Planner) enqueue(j *gpuserver.Job, options []option) {
 		return
 	}
 	if o := options[0]; o.cloud.head == nil {
-		o.cloud.keep(j, o.need)
+		o.cloud.keep(j, o.need, p.now.Sub(queuedAt(j)) >= UnfairAfter)
 	}
 }

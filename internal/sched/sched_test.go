@@ -196,7 +196,7 @@ func TestSum(t *testing.T) {
 		return gpuserver.Lease{Cloud: "local", Host: host, VCPUs: cpus, MemoryMiB: 10, DiskGiB: 1, ReleasedAt: released}
 	}
 	got := Sum([]gpuserver.Lease{lease("a", 2, time.Time{}), lease("b", 4, time.Time{}), lease("a", 3, time.Time{}), lease("a", 9, noon)})
-	want := []Use{{"local", "a", 5, 20, 2, 2}, {"local", "b", 4, 10, 1, 1}}
+	want := []Use{{"local", "a", 5, 20, 2, 2, nil}, {"local", "b", 4, 10, 1, 1, nil}}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("Sum (-want +got):\n%s", diff)
 	}

@@ -49,6 +49,15 @@ func (m *sim) arrive(cpus int, clouds ...string) gpuserver.JobID {
 	return j.ID
 }
 
+// arriveFlavor queues a job for a flavor of the one cloud of the simulation.
+func (m *sim) arriveFlavor(flavor string) {
+	m.nextID++
+	j := gpuserver.Job{ID: m.nextID, QueuedAt: noon.Add(time.Duration(m.now) * time.Minute)}
+	j.Entries = []gpuserver.Entry{{Cloud: m.s.Hosts[0].Cloud, Flavor: flavor, Image: "debian"}}
+	m.queued[j.ID], m.older[j.ID] = m.now, len(m.s.Waiting)
+	m.s.Waiting = append(m.s.Waiting, j)
+}
+
 // step lets a minute pass and plans.
 func (m *sim) step() {
 	m.now++
@@ -78,7 +87,16 @@ func (m *sim) step() {
 }
 
 func (m *sim) use(p Place) {
-	m.s.Used = append(m.s.Used, Use{p.Cloud, p.Host, p.Flavor.VCPUs, p.Flavor.MemoryMiB, p.Flavor.DiskGiB, 1})
+	m.s.Used = append(m.s.Used, useOf(p))
+}
+
+// useOf is what a lease of a place takes.
+func useOf(p Place) Use {
+	u := Use{Cloud: p.Cloud, Host: p.Host, VCPUs: p.Flavor.VCPUs, MemoryMiB: p.Flavor.MemoryMiB, DiskGiB: p.Flavor.DiskGiB, VMs: 1}
+	for _, c := range p.Claims {
+		u.Slots = append(u.Slots, TakenSlot{Group: c.Group, VM: "some", VCPUs: p.Flavor.VCPUs})
+	}
+	return u
 }
 
 // flood lets a large job wait on hosts that small jobs never leave a whole one
@@ -162,7 +180,7 @@ func TestKeptRoomOnlyGrows(t *testing.T) {
 		m.step()
 		m.s.Waiting = nil
 		large := m.arrive(8, "c")
-		need := needs(m.s.Flavors["8"])
+		wanted := need{amount: needs(m.s.Flavors["8"])}
 		last := -1.0
 		for {
 			for range rapid.IntRange(0, 3).Draw(t, "more") {
@@ -174,11 +192,10 @@ func TestKeptRoomOnlyGrows(t *testing.T) {
 			}
 			var used []Use
 			for _, r := range m.running {
-				p := r.place
-				used = append(used, Use{p.Cloud, p.Host, p.Flavor.VCPUs, p.Flavor.MemoryMiB, p.Flavor.DiskGiB, 1})
+				used = append(used, useOf(r.place))
 			}
 			c := clouds(Snapshot{Hosts: m.s.Hosts, Used: used})["c"]
-			lack := c.nearest(need).free.lack(need)
+			lack := c.nearest(wanted).free.lack(wanted.amount)
 			if last >= 0 && lack > last+1e-9 {
 				t.Fatalf("at minute %d the large job lacks %.3f, before it lacked %.3f", m.now, lack, last)
 			}
