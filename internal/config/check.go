@@ -42,6 +42,7 @@ func (k *checker) check() {
 	k.forges()
 	k.clouds()
 	k.agents()
+	k.gpuModels()
 	k.flavors()
 	k.images()
 	k.tokens()
@@ -176,6 +177,34 @@ func (k *checker) secret(s Secret, path string) {
 	k.c.secrets = append(k.c.secrets, placedSecret{s, Problem{File: k.name, Line: p.line, Column: p.column}})
 }
 
+// pciIDRE is a vendor and device number.
+var pciIDRE = regexp.MustCompile(`^[0-9a-f]{4}:[0-9a-f]{4}$`)
+
+func (k *checker) gpuModels() {
+	seen, ids := map[string]string{}, map[string]string{}
+	for i := range k.c.GPUModels {
+		m, path := &k.c.GPUModels[i], index("gpu_models", i)
+		k.unique(seen, m.Name, path+".name", foreignRE, foreignWords)
+		for j, a := range m.Aliases {
+			k.unique(seen, a, path+index(".aliases", j), foreignRE, foreignWords)
+		}
+		for j, id := range m.IDs {
+			k.unique(ids, id, path+index(".ids", j), pciIDRE, "a vendor and a device number in small hexadecimal digits, such as 10de:1db4")
+		}
+		if len(m.IDs) == 0 {
+			k.bad(path+".ids", "at least one is needed; gpuserver host inspect shows the numbers of this machine's cards")
+		}
+	}
+}
+
+// have says which names there are.
+func have(names []string) string {
+	if len(names) == 0 {
+		return "; it is empty"
+	}
+	return "; it has " + strings.Join(names, ", ")
+}
+
 func (k *checker) flavors() {
 	seen := map[string]string{}
 	for i := range k.c.Flavors {
@@ -189,6 +218,11 @@ func (k *checker) flavors() {
 		}
 		if f.Disk%GiB != 0 {
 			k.bad(path+".disk", "%s is not a whole number of GiB", f.Disk)
+		}
+		if g := f.GPUs; g != nil {
+			if _, known := k.c.ModelFor(g.Model); !known {
+				k.bad(path+".gpus.model", "gpu_models has no %q%s", g.Model, have(k.c.modelNames()))
+			}
 		}
 	}
 	if len(k.c.Flavors) == 0 {

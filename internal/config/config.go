@@ -24,6 +24,7 @@ type Config struct {
 	Server    Server    `json:"server,omitempty" jsonschema:"The server itself: its name, data folder, listeners and log."`
 	Forges    []Forge   `json:"forges,omitempty" jsonschema:"The forges whose jobs are run. None: only local jobs (gpuserver run)."`
 	Clouds    []Cloud   `json:"clouds" jsonschema:"Where VMs are made."`
+	GPUModels []GPUModel `json:"gpu_models,omitempty" jsonschema:"What the models of GPU are called that VMs may have."`
 	Flavors   []Flavor  `json:"flavors" jsonschema:"The sizes of VM."`
 	Images    []Image   `json:"images" jsonschema:"What VMs boot."`
 	Runners   *Section  `json:"runners,omitempty" jsonschema:"Runner entries in Cirun's own form (.cirun.yml), for every owner that is served. They come before those that owners keep in their own repositories."`
@@ -111,6 +112,20 @@ type Flavor struct {
 	Memory    Size          `json:"memory" range:"128MiB..64TiB" jsonschema:"Memory, in whole MiB."`
 	Disk      Size          `json:"disk" range:"1GiB..1024TiB" jsonschema:"Size of the root disk, in whole GiB; all of it is reserved."`
 	TimeLimit time.Duration `json:"time_limit,omitempty" range:"1s..35d" jsonschema:"Time limit of a job on it; jobs.time_limit if not given."`
+	GPUs      *GPUs         `json:"gpus,omitempty" jsonschema:"The GPUs that it has. None: a VM without."`
+}
+
+// GPUs are the cards of a flavor.
+type GPUs struct {
+	Model string `json:"model" jsonschema:"The name or an alias of one of gpu_models."`
+	Count int    `json:"count,omitempty" range:"1..16" jsonschema:"How many cards."`
+}
+
+// GPUModel is what a model of GPU is called.
+type GPUModel struct {
+	Name    string   `json:"name" jsonschema:"Its name in flavors and in what people read."`
+	Aliases []string `json:"aliases,omitempty" jsonschema:"Other names that mean it."`
+	IDs     []string `json:"ids" jsonschema:"Vendor and device number of its cards, such as 10de:1db4; gpuserver host inspect shows them."`
 }
 
 // Image is what a VM boots, with its source on each cloud.

@@ -61,6 +61,7 @@ func defaults() (Config, map[reflect.Type]any) {
 			},
 		},
 		ImageFiles{Format: "qcow2"},
+		GPUs{Count: 1},
 	}
 	byType := make(map[reflect.Type]any, len(elements))
 	for _, e := range elements {

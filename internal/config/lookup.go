@@ -19,6 +19,34 @@ func (c *Config) FlavorFor(instanceType string) (string, bool) {
 	return "", false
 }
 
+// ModelFor gives our name of the GPU model that a name or alias means.
+func (c *Config) ModelFor(name string) (string, bool) {
+	for i := range c.GPUModels {
+		if m := &c.GPUModels[i]; m.Name == name || slices.Contains(m.Aliases, name) {
+			return m.Name, true
+		}
+	}
+	return "", false
+}
+
+// Models gives our names of GPU models by their cards' vendor and device numbers.
+func (c *Config) Models() map[string]string {
+	models := map[string]string{}
+	for _, m := range c.GPUModels {
+		for _, id := range m.IDs {
+			models[id] = m.Name
+		}
+	}
+	return models
+}
+
+func (c *Config) modelNames() (names []string) {
+	for _, m := range c.GPUModels {
+		names = append(names, m.Name)
+	}
+	return names
+}
+
 // ImageFor gives our image that a runner entry's machine_image means.
 func (c *Config) ImageFor(machineImage string) (string, bool) {
 	for i := range c.Images {
@@ -48,10 +76,15 @@ func (c *Config) HasImage(image, cloud string) bool {
 func (c *Config) FlavorMap() map[string]gpuserver.Flavor {
 	flavors := make(map[string]gpuserver.Flavor, len(c.Flavors))
 	for _, f := range c.Flavors {
-		flavors[f.Name] = gpuserver.Flavor{
+		flavor := gpuserver.Flavor{
 			Name: f.Name, VCPUs: f.VCPUs, MemoryMiB: f.Memory.MiB(), DiskGiB: f.Disk.GiB(),
 			TimeLimit: cmp.Or(f.TimeLimit, c.Jobs.TimeLimit),
 		}
+		if f.GPUs != nil {
+			flavor.GPUs.Count = f.GPUs.Count
+			flavor.GPUs.Model, _ = c.ModelFor(f.GPUs.Model) // known: it was checked
+		}
+		flavors[f.Name] = flavor
 	}
 	return flavors
 }

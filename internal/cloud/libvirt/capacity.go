@@ -72,6 +72,10 @@ func (d *Driver) Capacity(ctx context.Context) ([]gpuserver.Host, error) {
 	if err != nil {
 		return nil, unavailable("capacity", err)
 	}
+	slots, err := d.slots()
+	if err != nil {
+		return nil, err
+	}
 	disk := (free+u.written)/gib - d.cfg.DiskReserveGiB
 	return []gpuserver.Host{{
 		Cloud: d.cfg.Name, Name: d.hostName(),
@@ -79,6 +83,7 @@ func (d *Driver) Capacity(ctx context.Context) ([]gpuserver.Host, error) {
 		MemoryMiB: max(int64(n.memory>>10)-d.cfg.MemoryReserveMiB, u.memoryMiB),
 		DiskGiB:   max(disk, (u.leased+gib-1)/gib, 0),
 		MaxVMs:    d.maxVMs(),
+		Slots:     slots,
 	}}, nil
 }
 

@@ -26,6 +26,10 @@ type Config struct {
 	MemoryReserveMiB int64         // of the host's memory, for the host
 	DiskReserveGiB   int64         // of Dir's file system, for others
 	MaxVMs           int           // 0: as many as fit
+	// Models are our names of GPU models by vendor and device number
+	// ("10de:1db4"); cards of others go to no VM.
+	Models map[string]string
+	Sysfs  string // where the GPUs are read from; default /sys
 	KeepConsoles     time.Duration // after a VM's end; default 14 days
 }
 
@@ -78,6 +82,7 @@ func (c Config) withDefaults() (Config, error) {
 	c.Socket = cmp.Or(c.Socket, "/var/run/libvirt/libvirt-sock")
 	c.Dir = cmp.Or(c.Dir, "/var/lib/gpuserver/libvirt")
 	c.Accel = cmp.Or(c.Accel, AccelAuto)
+	c.Sysfs = cmp.Or(c.Sysfs, "/sys")
 	c.Overcommit = cmp.Or(c.Overcommit, 1)
 	c.KeepConsoles = cmp.Or(c.KeepConsoles, 14*24*time.Hour)
 	n := &c.Network

@@ -106,6 +106,15 @@ func (d *Driver) create(ctx context.Context, spec cloud.Spec) (_ cloud.VM, err e
 			err = errors.Join(err, d.remove(name))
 		}
 	}()
+	if len(spec.Devices) > 0 {
+		inv, err := readPCI(d.cfg.Sysfs)
+		if err == nil {
+			spec.Devices, err = passedThrough(inv, spec.Devices)
+		}
+		if err != nil {
+			return cloud.VM{}, err
+		}
+	}
 	m, err := d.makeParts(ctx, spec, rec, image)
 	if err != nil {
 		return cloud.VM{}, err
