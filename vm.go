@@ -50,7 +50,10 @@ type VM struct {
 	Assigned JobID  `json:"assigned,omitempty"` // the job that the forge says it runs
 	CloudID  string `json:"cloud_id,omitempty"`
 	Resource string `json:"resource,omitempty"`
-	Entry    Entry  `json:"entry"`
+	// Claims are the slots that its lease takes, with the cards that it has. They
+	// are the lease's, and change no more.
+	Claims []Claim `json:"claims,omitempty"`
+	Entry  Entry   `json:"entry"`
 
 	Runner Runner `json:"runner"`
 

@@ -206,7 +206,9 @@ func (f *Fleet) carryOut(tx *store.Tx, d sched.Decision, planned gpuserver.Job) 
 		return f.vmName(id)
 	}
 	fl := d.Place.Flavor
-	if err := tx.InsertVM(&v, name, gpuserver.Lease{Cloud: v.Cloud, Host: v.Host, VCPUs: fl.VCPUs, MemoryMiB: fl.MemoryMiB, DiskGiB: fl.DiskGiB}); err != nil {
+	if err := tx.InsertVM(&v, name, gpuserver.Lease{
+		Cloud: v.Cloud, Host: v.Host, VCPUs: fl.VCPUs, MemoryMiB: fl.MemoryMiB, DiskGiB: fl.DiskGiB, Claims: d.Place.Claims,
+	}); err != nil {
 		return err
 	}
 	f.keepSecret(v.ID, secret{token: token})
@@ -242,7 +244,11 @@ func (f *Fleet) snapshot(ctx context.Context) (s sched.Snapshot, err error) {
 			return err
 		}
 		for _, u := range us {
-			s.Used = append(s.Used, sched.Use{Cloud: u.Cloud, Host: u.Host, VCPUs: u.VCPUs, MemoryMiB: u.MemoryMiB, DiskGiB: u.DiskGiB, VMs: u.VMs})
+			use := sched.Use{Cloud: u.Cloud, Host: u.Host, VCPUs: u.VCPUs, MemoryMiB: u.MemoryMiB, DiskGiB: u.DiskGiB, VMs: u.VMs}
+			for _, h := range u.Slots {
+				use.Slots = append(use.Slots, sched.TakenSlot(h))
+			}
+			s.Used = append(s.Used, use)
 		}
 		images, err := tx.Images()
 		for _, h := range images {

@@ -237,8 +237,12 @@ func (f *Fleet) spec(v gpuserver.VM, job gpuserver.Job, s secret) (cloud.Spec, e
 	if err != nil {
 		return cloud.Spec{}, err
 	}
+	var cards []string
+	for _, c := range v.Claims {
+		cards = append(cards, c.Cards...)
+	}
 	return cloud.Spec{
-		Name: v.Name, Owner: f.id, Host: v.Host, Flavor: flavor, Image: v.Image, UserData: data,
+		Name: v.Name, Owner: f.id, Host: v.Host, Flavor: flavor, Image: v.Image, UserData: data, Devices: cards,
 		Metadata: map[string]string{"gpuserver-owner": f.id, "gpuserver-job": fmt.Sprint(v.MadeFor)},
 	}, nil
 }

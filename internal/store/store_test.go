@@ -125,6 +125,58 @@ func TestVMHoldsItsLeaseUntilGone(t *testing.T) {
 	}
 }
 
+// A slot is of one lease, or of none, whatever the planner thought.
+func TestSlotIsHeldByOneLease(t *testing.T) {
+	db := open(t)
+	name := func(id gpuserver.VMID) string { return fmt.Sprintf("gs-%d", id) }
+	take := func(host string, claims ...gpuserver.Claim) (v gpuserver.VM, err error) {
+		v = gpuserver.VM{Forge: "gh", Cloud: "local", Host: host, Runner: gpuserver.Runner{Labels: []string{"x"}}}
+		return v, db.Update(t.Context(), func(tx *store.Tx) error {
+			return tx.InsertVM(&v, name, gpuserver.Lease{Cloud: "local", Host: host, VCPUs: 4, Claims: claims})
+		})
+	}
+	pair := gpuserver.Claim{Group: 19, Cards: []string{"0000:27:00.0", "0000:28:00.0"}}
+	single := gpuserver.Claim{Group: 32, Cards: []string{"0000:44:00.0"}}
+	first, err := take("h", pair)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := take("h", single, pair); gpuserver.KindOf(err) != gpuserver.KindConflict || !strings.Contains(err.Error(), "group 19 of local/h") {
+		t.Errorf("a second lease of the group: %v, want a conflict that names it", err)
+	}
+	second, err := take("h", single)
+	if err != nil {
+		t.Errorf("the other slot of a lease that failed: %v", err)
+	}
+	if _, err := take("another", pair); err != nil {
+		t.Errorf("a group of that number on another host: %v", err)
+	}
+	until := time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC)
+	update(t, db, func(tx *store.Tx) error { first.JobDeadline = until; return tx.SaveVM(&first) })
+	_ = db.View(t.Context(), func(tx *store.Tx) error {
+		us, _ := tx.Usages()
+		want := []store.HeldSlot{{Group: 19, VM: first.Name, Until: until, VCPUs: 4}, {Group: 32, VM: second.Name, VCPUs: 4}}
+		if d := cmp.Diff(want, us[1].Slots); d != "" {
+			t.Errorf("held slots (-want +got):\n%s", d)
+		}
+		v, _ := tx.VM(first.ID)
+		l, err := tx.Lease(first.ID)
+		if d := cmp.Diff([]gpuserver.Claim{pair}, v.Claims); d != "" || cmp.Diff(v.Claims, l.Claims) != "" {
+			t.Errorf("claims of the VM (-want +got):\n%s\nand of its lease: %v", d, l.Claims)
+		}
+		return err
+	})
+	for _, s := range []gpuserver.VMState{gpuserver.VMDraining, gpuserver.VMDeleting, gpuserver.VMGone} {
+		if _, err := take("h", pair); gpuserver.KindOf(err) != gpuserver.KindConflict {
+			t.Fatalf("the slot was free before %s: %v", s, err)
+		}
+		update(t, db, func(tx *store.Tx) error { return tx.MoveVM(&first, s, "test") })
+	}
+	if _, err := take("h", pair); err != nil {
+		t.Errorf("the slot is not free after its VM's end: %v", err)
+	}
+}
+
 func TestGroupedUpdatesFailAlone(t *testing.T) {
 	db := open(t)
 	boom := errors.New("boom")

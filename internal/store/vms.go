@@ -2,6 +2,7 @@ package store
 
 import (
 	"encoding/json"
+	"fmt"
 	"slices"
 	"strings"
 	"time"
@@ -13,23 +14,30 @@ const vmColumns = `id, name, cloud, host, flavor, image, state, reason, made_for
  runner_name, runner_id, runner_attempt, runner_state, runner_scope, runner_labels, token_hash, guest, tries,
  created_at, state_at, boot_deadline, job_deadline, heartbeat_at, next_try_at, interrupted_at`
 
+// vmSelect reads a VM with the claims of its lease.
+const vmSelect = `SELECT ` + vmColumns + `,
+ coalesce((SELECT json_group_array(json_object('group', slot, 'cards', json(cards)) ORDER BY slot) FROM claims WHERE claims.vm = vms.id), '[]') FROM vms WHERE `
+
 func scanVM(r scanner) (gpuserver.VM, error) {
 	var v gpuserver.VM
-	var entry, scope, labels, guest string
+	var entry, scope, labels, guest, claims string
 	var created, stateAt, boot, job, beat, next, interrupted int64
 	err := r.Scan(&v.ID, &v.Name, &v.Cloud, &v.Host, &v.Flavor, &v.Image, &v.State, &v.Reason, &v.MadeFor, &v.Assigned, &v.CloudID, &v.Resource, &entry, &v.Forge,
 		&v.Runner.Name, &v.Runner.ID, &v.Runner.Attempt, &v.Runner.State, &scope, &labels, &v.TokenHash, &guest, &v.Tries,
-		&created, &stateAt, &boot, &job, &beat, &next, &interrupted)
+		&created, &stateAt, &boot, &job, &beat, &next, &interrupted, &claims)
 	if err != nil {
 		return v, err
 	}
 	for _, f := range []struct {
 		s string
 		v any
-	}{{entry, &v.Entry}, {scope, &v.Runner.Scope}, {labels, &v.Runner.Labels}, {guest, &v.Guest}} {
+	}{{entry, &v.Entry}, {scope, &v.Runner.Scope}, {labels, &v.Runner.Labels}, {guest, &v.Guest}, {claims, &v.Claims}} {
 		if err := json.Unmarshal([]byte(f.s), f.v); err != nil {
 			return v, err
 		}
+	}
+	if len(v.Claims) == 0 {
+		v.Claims = nil
 	}
 	v.CreatedAt, v.StateAt, v.BootDeadline, v.JobDeadline = fromNanos(created), fromNanos(stateAt), fromNanos(boot), fromNanos(job)
 	v.HeartbeatAt, v.NextTryAt, v.InterruptedAt = fromNanos(beat), fromNanos(next), fromNanos(interrupted)
@@ -64,8 +72,41 @@ func (tx *Tx) InsertVM(v *gpuserver.VM, name func(gpuserver.VMID) string, l gpus
 	if err != nil {
 		return err
 	}
+	if err := tx.claim(v, l); err != nil {
+		return err
+	}
 	tx.changes = append(tx.changes, Change{VM: v.ID, VMState: v.State})
-	return tx.AddEvent(gpuserver.Event{Job: v.MadeFor, VM: v.ID, Kind: "vm.leased", Text: v.Name + " on " + v.Cloud + "/" + v.Host})
+	return tx.AddEvent(gpuserver.Event{Job: v.MadeFor, VM: v.ID, Kind: "vm.leased", Text: v.Name + " on " + v.Cloud + "/" + v.Host + cardWords(v.Claims)})
+}
+
+// claim takes the slots of a lease, whole. One that another lease holds is
+// KindConflict, and nothing is stored.
+func (tx *Tx) claim(v *gpuserver.VM, l gpuserver.Lease) error {
+	for _, c := range l.Claims {
+		n, err := tx.execN(`INSERT INTO claims (vm, cloud, host, slot, cards, released_at) SELECT ?,?,?,?,?,0
+ WHERE NOT EXISTS (SELECT 1 FROM claims WHERE cloud = ? AND host = ? AND slot = ? AND released_at = 0)`,
+			v.ID, l.Cloud, l.Host, c.Group, text(c.Cards), l.Cloud, l.Host, c.Group)
+		if err != nil {
+			return err
+		}
+		if n == 0 {
+			return gpuserver.Errorf(gpuserver.KindConflict, "group %d of %s/%s is held by another VM", c.Group, l.Cloud, l.Host)
+		}
+	}
+	v.Claims = l.Claims
+	return nil
+}
+
+// cardWords says which cards a VM has, for its history.
+func cardWords(claims []gpuserver.Claim) string {
+	if len(claims) == 0 {
+		return ""
+	}
+	var cards []string
+	for _, c := range claims {
+		cards = append(cards, fmt.Sprintf("%s of group %d", strings.Join(c.Cards, " and "), c.Group))
+	}
+	return " with GPU " + strings.Join(cards, ", ")
 }
 
 // SaveVM writes v's fields without moving its state. KindConflict: the VM is in
@@ -84,8 +125,10 @@ func (tx *Tx) MoveVM(v *gpuserver.VM, to gpuserver.VMState, why string) error {
 	v.State, v.StateAt, v.Tries, v.NextTryAt = to, tx.Now, 0, time.Time{}
 	if to == gpuserver.VMGone {
 		v.TokenHash = ""
-		if err := tx.exec(`UPDATE leases SET released_at = ? WHERE vm = ? AND released_at = 0`, nanos(tx.Now), v.ID); err != nil {
-			return err
+		for _, table := range []string{"leases", "claims"} {
+			if err := tx.exec(`UPDATE `+table+` SET released_at = ? WHERE vm = ? AND released_at = 0`, nanos(tx.Now), v.ID); err != nil {
+				return err
+			}
 		}
 	}
 	if err := tx.saveVM(v, from); err != nil {
@@ -113,7 +156,7 @@ func (tx *Tx) saveVM(v *gpuserver.VM, from gpuserver.VMState) error {
 }
 
 func (tx *Tx) oneVM(where string, args ...any) (v gpuserver.VM, err error) {
-	err = tx.one("such VM", `SELECT `+vmColumns+` FROM vms WHERE `+where, args, func(r scanner) (err error) {
+	err = tx.one("such VM", vmSelect+where, args, func(r scanner) (err error) {
 		v, err = scanVM(r)
 		return err
 	})
@@ -121,7 +164,7 @@ func (tx *Tx) oneVM(where string, args ...any) (v gpuserver.VM, err error) {
 }
 
 func (tx *Tx) vms(where string, args ...any) (vs []gpuserver.VM, err error) {
-	err = tx.each(`SELECT `+vmColumns+` FROM vms WHERE `+where, args, func(r scanner) error {
+	err = tx.each(vmSelect+where, args, func(r scanner) error {
 		v, err := scanVM(r)
 		vs = append(vs, v)
 		return err
@@ -185,6 +228,15 @@ type Usage struct {
 	VCPUs       int
 	MemoryMiB   int64
 	DiskGiB     int64
+	Slots       []HeldSlot
+}
+
+// HeldSlot is a slot that a lease holds, and by whom.
+type HeldSlot struct {
+	Group int
+	VM    string    // its name
+	Until time.Time // when its job ends at the latest; zero: not known
+	VCPUs int       // of the VM
 }
 
 // Usages sums the held leases by host.
@@ -195,7 +247,21 @@ func (tx *Tx) Usages() (us []Usage, err error) {
 		us = append(us, u)
 		return err
 	})
-	return us, err
+	if err != nil {
+		return us, err
+	}
+	return us, tx.each(`SELECT c.cloud, c.host, c.slot, v.name, v.job_deadline, l.vcpus FROM claims c JOIN vms v ON v.id = c.vm JOIN leases l ON l.vm = c.vm
+ WHERE c.released_at = 0 ORDER BY c.cloud, c.host, c.slot`, nil, func(r scanner) error {
+		var cloud, host string
+		var s HeldSlot
+		var until int64
+		err := r.Scan(&cloud, &host, &s.Group, &s.VM, &until, &s.VCPUs)
+		s.Until = fromNanos(until)
+		if i := slices.IndexFunc(us, func(u Usage) bool { return u.Cloud == cloud && u.Host == host }); i >= 0 {
+			us[i].Slots = append(us[i].Slots, s)
+		}
+		return err
+	})
 }
 
 // Lease gives the lease of a VM, released or not.
@@ -206,5 +272,10 @@ func (tx *Tx) Lease(vm gpuserver.VMID) (l gpuserver.Lease, err error) {
 		l.TakenAt, l.ReleasedAt = fromNanos(taken), fromNanos(released)
 		return err
 	})
+	if err != nil {
+		return l, err
+	}
+	v, err := tx.VM(vm)
+	l.Claims = v.Claims
 	return l, err
 }

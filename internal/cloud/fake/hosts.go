@@ -1,6 +1,8 @@
 package fake
 
 import (
+	"slices"
+
 	"gpuserver"
 	"gpuserver/internal/cloud"
 )
@@ -91,4 +93,26 @@ func (h *host) fits(f gpuserver.Flavor) bool {
 		h.used.memoryMiB+f.MemoryMiB <= h.total.MemoryMiB &&
 		h.used.diskG+f.DiskGiB <= h.total.DiskGiB &&
 		(h.total.MaxVMs == 0 || h.used.vms < h.total.MaxVMs)
+}
+
+// devicesFree refuses devices that the host has not, and those whose group
+// another VM has, as VFIO does. The caller holds mu.
+func (c *Cloud) devicesFree(h *host, spec cloud.Spec) error {
+	for _, d := range spec.Devices {
+		i := slices.IndexFunc(h.total.Slots, func(s gpuserver.Slot) bool { return has(s, d) })
+		if i < 0 {
+			return gpuserver.Errorf(gpuserver.KindCapacity, "host %s has no device %s", h.name, d)
+		}
+		for name, m := range c.machines {
+			if m.host == h && slices.ContainsFunc(m.spec.Devices, func(o string) bool { return has(h.total.Slots[i], o) }) {
+				return gpuserver.Errorf(gpuserver.KindCapacity, "device %s cannot be given to VM %s: group %d is held by VM %s", d, spec.Name, h.total.Slots[i].Group, name)
+			}
+		}
+	}
+	return nil
+}
+
+// has reports whether a slot has a card at an address.
+func has(s gpuserver.Slot, address string) bool {
+	return slices.ContainsFunc(s.Cards, func(c gpuserver.Card) bool { return c.Address == address })
 }

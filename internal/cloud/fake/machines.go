@@ -166,6 +166,9 @@ func (c *Cloud) create(spec cloud.Spec) (cloud.VM, error) {
 		return cloud.VM{}, gpuserver.Errorf(gpuserver.KindConflict, "cloud %s: a VM named %s, or a part of one, exists already", c.cfg.Name, spec.Name)
 	}
 	h, err := c.hostFor(spec)
+	if err == nil {
+		err = c.devicesFree(h, spec)
+	}
 	if err != nil {
 		return cloud.VM{}, err
 	}
