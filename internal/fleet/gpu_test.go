@@ -52,6 +52,10 @@ func TestGPUsOfAJob(t *testing.T) {
 				t.Errorf("the VM of job %d has devices %v (%v), want %v", i, spec.Devices, err, cards)
 			}
 		}
+		v := b.vm(b.read(ids[0]).VM)
+		if d := v.BootDeadline.Sub(v.StateAt); d != 5*time.Minute+2*time.Second { // it has 1 GiB
+			t.Errorf("a VM with cards may boot for %s", d)
+		}
 		b.pass(time.Minute)
 		if j := b.wantJob(ids[4], gpuserver.JobQueued); j.Reason.Class != gpuserver.ReasonCapacity || j.Reason.Text == "" {
 			t.Errorf("the fifth job waits with %+v", j.Reason)
@@ -60,7 +64,7 @@ func TestGPUsOfAJob(t *testing.T) {
 		b.running(ids[1], b.vm(first.VM).Runner.Name)
 		b.done(ids[1], "success")
 		b.pass(time.Minute)
-		v := b.vm(b.wantJob(ids[4], gpuserver.JobStarting).VM)
+		v = b.vm(b.wantJob(ids[4], gpuserver.JobStarting).VM)
 		if len(v.Claims) != 1 || v.Claims[0].Group != 32 {
 			t.Errorf("the fifth job has %+v, want group 32, which the second one left", v.Claims)
 		}

@@ -250,7 +250,7 @@ func (f *Fleet) spec(v gpuserver.VM, job gpuserver.Job, s secret) (cloud.Spec, e
 func (f *Fleet) created(ctx context.Context, v gpuserver.VM, drv cloud.Driver, made cloud.VM) time.Duration {
 	err := f.move(ctx, &v, gpuserver.VMBooting, "", func(v *gpuserver.VM) {
 		v.CloudID = made.ID
-		v.BootDeadline = time.Now().Add(f.bootTimeout(drv)).UTC()
+		v.BootDeadline = time.Now().Add(f.bootTimeout(drv, *v)).UTC()
 	}, nil)
 	if gpuserver.KindOf(err) == gpuserver.KindConflict && v.State.Alive() { // its guest or the forge was quicker
 		_ = f.change(ctx, &v, func(tx *store.Tx) error {
@@ -262,11 +262,20 @@ func (f *Fleet) created(ctx context.Context, v gpuserver.VM, drv cloud.Driver, m
 	return 0
 }
 
-func (f *Fleet) bootTimeout(drv cloud.Driver) time.Duration {
-	if drv.Capabilities().Accelerated {
-		return f.Limits.Boot
+// pinTime is how much longer a VM with a card may take for each GiB of memory:
+// VFIO pins all of it before the guest's first instruction, page by page, and a
+// host whose memory is in pieces needs a second or two for a GiB.
+const pinTime = 2 * time.Second
+
+func (f *Fleet) bootTimeout(drv cloud.Driver, v gpuserver.VM) time.Duration {
+	d := f.Limits.Boot
+	if !drv.Capabilities().Accelerated {
+		d *= time.Duration(max(1, f.Limits.EmulationFactor))
 	}
-	return f.Limits.Boot * time.Duration(max(1, f.Limits.EmulationFactor))
+	if len(v.Claims) > 0 {
+		d += time.Duration(f.Flavors[v.Flavor].MemoryMiB>>10) * pinTime
+	}
+	return d
 }
 
 func (f *Fleet) awaitBoot(ctx context.Context, v gpuserver.VM) time.Duration {
