@@ -21,18 +21,18 @@ import (
 
 // Config is the whole configuration file.
 type Config struct {
-	Server    Server    `json:"server,omitempty" jsonschema:"The server itself: its name, data folder, listeners and log."`
-	Forges    []Forge   `json:"forges,omitempty" jsonschema:"The forges whose jobs are run. None: only local jobs (gpuserver run)."`
-	Clouds    []Cloud   `json:"clouds" jsonschema:"Where VMs are made."`
+	Server    Server     `json:"server,omitempty" jsonschema:"The server itself: its name, data folder, listeners and log."`
+	Forges    []Forge    `json:"forges,omitempty" jsonschema:"The forges whose jobs are run. None: only local jobs (gpuserver run)."`
+	Clouds    []Cloud    `json:"clouds" jsonschema:"Where VMs are made."`
 	GPUModels []GPUModel `json:"gpu_models,omitempty" jsonschema:"What the models of GPU are called that VMs may have."`
-	Flavors   []Flavor  `json:"flavors" jsonschema:"The sizes of VM."`
-	Images    []Image   `json:"images" jsonschema:"What VMs boot."`
-	Runners   *Section  `json:"runners,omitempty" jsonschema:"Runner entries in Cirun's own form (.cirun.yml), for every owner that is served. They come before those that owners keep in their own repositories."`
-	Access    *Section  `json:"access,omitempty" jsonschema:"Access control in Cirun's own form (.access.yml), for the runner entries of this file."`
-	Jobs      Jobs      `json:"jobs,omitempty" jsonschema:"Time limits and retries of jobs."`
-	Retention Retention `json:"retention,omitempty" jsonschema:"How long what is over is kept."`
-	Reconcile Reconcile `json:"reconcile,omitempty" jsonschema:"How often store, clouds and forges are compared. Nothing waits for these: they repair what was lost."`
-	API       API       `json:"api,omitempty" jsonschema:"Who may use the API over TCP. The socket needs no token: only root can open it."`
+	Flavors   []Flavor   `json:"flavors" jsonschema:"The sizes of VM."`
+	Images    []Image    `json:"images" jsonschema:"What VMs boot."`
+	Runners   *Section   `json:"runners,omitempty" jsonschema:"Runner entries in Cirun's own form (.cirun.yml), for every owner that is served. They come before those that owners keep in their own repositories."`
+	Access    *Section   `json:"access,omitempty" jsonschema:"Access control in Cirun's own form (.access.yml), for the runner entries of this file."`
+	Jobs      Jobs       `json:"jobs,omitempty" jsonschema:"Time limits and retries of jobs."`
+	Retention Retention  `json:"retention,omitempty" jsonschema:"How long what is over is kept."`
+	Reconcile Reconcile  `json:"reconcile,omitempty" jsonschema:"How often store, clouds and forges are compared. Nothing waits for these: they repair what was lost."`
+	API       API        `json:"api,omitempty" jsonschema:"Who may use the API over TCP. The socket needs no token: only root can open it."`
 
 	// Path is the file that it was read from, "" if none.
 	Path string `json:"-"`
@@ -220,6 +220,7 @@ type Libvirt struct {
 	MemoryReserve Size    `json:"memory_reserve,omitempty" range:"0B..1TiB" jsonschema:"Memory of the host that no VM gets."`
 	DiskReserve   Size    `json:"disk_reserve,omitempty" range:"0B..1024TiB" jsonschema:"Disk under dir that no VM gets."`
 	MaxVMs        int     `json:"max_vms,omitempty" range:"0..10000" jsonschema:"VMs at the same time. 0: as many as fit."`
+	HugePages     bool    `json:"huge_pages,omitempty" jsonschema:"Take the memory of VMs from the host's huge pages, which have to be set aside (hugepages=N on the kernel's command line)."`
 	Network       Network `json:"network,omitempty" jsonschema:"The VMs' own NAT network."`
 }
 

@@ -22,15 +22,18 @@ type Config struct {
 	Network Network
 	Accel   Accel // default AccelAuto
 
-	Overcommit       float64       // virtual CPUs for each CPU of the host; default 1
-	MemoryReserveMiB int64         // of the host's memory, for the host
-	DiskReserveGiB   int64         // of Dir's file system, for others
-	MaxVMs           int           // 0: as many as fit
+	Overcommit       float64 // virtual CPUs for each CPU of the host; default 1
+	MemoryReserveMiB int64   // of the host's memory, for the host
+	DiskReserveGiB   int64   // of Dir's file system, for others
+	MaxVMs           int     // 0: as many as fit
 	// Models are our names of GPU models by vendor and device number
 	// ("10de:1db4"); cards of others go to no VM.
 	Models map[string]string
 	Sysfs  string // where the GPUs are read from; default /sys
-	KeepConsoles     time.Duration // after a VM's end; default 14 days
+	// HugePages takes the memory of VMs from the host's huge pages, which the
+	// operator has to set aside; without enough of them a VM does not start.
+	HugePages    bool
+	KeepConsoles time.Duration // after a VM's end; default 14 days
 }
 
 // ImageSource is an image's files. QEMU's user must be able to read them; they

@@ -80,6 +80,7 @@ func TestDomainXML(t *testing.T) {
 	golden(t, "domain-direct-tcg.xml", text(m.domain()), "virt-xml-validate", "domain")
 	m.kvm, m.devices = true, []string{"0000:3b:00.0", "0000:3b:00.1"}
 	m.image = ImageSource{Disk: "/srv/i/root.raw", Format: "raw"}
+	m.node, m.hugePages = numaNode{1, "24-47,72-95"}, true
 	golden(t, "domain-disk-kvm.xml", text(m.domain()), "virt-xml-validate", "domain")
 }
 

@@ -25,7 +25,9 @@ type domainXML struct {
 	UUID       string      `xml:"uuid"`
 	Tag        tag         `xml:"metadata>gpuserver"`
 	Memory     sized       `xml:"memory"`
-	VCPUs      int         `xml:"vcpu"`
+	Backing    *memoryXML  `xml:"memoryBacking"`
+	VCPUs      vcpuXML     `xml:"vcpu"`
+	NUMA       *numaXML    `xml:"numatune"`
 	OS         osXML       `xml:"os"`
 	Features   featuresXML `xml:"features"`
 	CPU        cpuXML      `xml:"cpu"`
@@ -34,6 +36,24 @@ type domainXML struct {
 	OnReboot   string      `xml:"on_reboot"`
 	OnCrash    string      `xml:"on_crash"`
 	Devices    devicesXML  `xml:"devices"`
+}
+
+// memoryXML asks for memory in huge pages.
+type memoryXML struct {
+	HugePages struct{} `xml:"hugepages"`
+}
+
+type vcpuXML struct {
+	Set   string `xml:"cpuset,attr,omitempty"` // the host's CPUs on which they run
+	Count int    `xml:",chardata"`
+}
+
+// numaXML is where the memory is taken from, if there is some.
+type numaXML struct {
+	Memory struct {
+		Mode string `xml:"mode,attr"`
+		Set  string `xml:"nodeset,attr"`
+	} `xml:"memory"`
 }
 
 type sized struct {
@@ -68,9 +88,16 @@ type tcgXML struct {
 }
 
 type cpuXML struct {
-	Mode    string       `xml:"mode,attr"`
-	Check   string       `xml:"check,attr"`
-	Feature []cpuFeature `xml:"feature"`
+	Mode  string `xml:"mode,attr"`
+	Check string `xml:"check,attr"`
+	// AddressBits are the host's: a guest that is told fewer cannot map the
+	// memory of a large card.
+	AddressBits *addressBitsXML `xml:"maxphysaddr"`
+	Feature     []cpuFeature    `xml:"feature"`
+}
+
+type addressBitsXML struct {
+	Mode string `xml:"mode,attr"`
 }
 
 type cpuFeature struct {
@@ -234,6 +261,8 @@ type machine struct {
 	net               Network
 	port              address
 	devices           []string // BDF
+	node              numaNode // of the devices
+	hugePages         bool
 }
 
 // domain describes m to libvirt: transient, and gone once its guest powers off,
@@ -242,7 +271,7 @@ func (m machine) domain() domainXML {
 	x := domainXML{
 		Type: "qemu", Name: m.name, UUID: m.uuid,
 		Tag:    tag{Owner: m.owner, Created: m.created.UTC().Format(time.RFC3339)},
-		Memory: sized{"MiB", m.memoryMiB}, VCPUs: m.vcpus, Clock: clockXML{Offset: "utc"},
+		Memory: sized{"MiB", m.memoryMiB}, VCPUs: vcpuXML{Set: m.node.cpus, Count: m.vcpus}, Clock: clockXML{Offset: "utc"},
 		OnPoweroff: "destroy", OnReboot: "destroy", OnCrash: "destroy",
 	}
 	x.OS.Type.Arch, x.OS.Type.Machine, x.OS.Type.Value = "x86_64", "q35", "hvm"
@@ -257,6 +286,16 @@ func (m machine) domain() domainXML {
 		// Five-level paging costs emulation time and gives a small guest nothing.
 		x.CPU = cpuXML{Mode: "maximum", Check: "none", Feature: []cpuFeature{{"disable", "la57"}}}
 		x.Features.TCG = &tcgXML{sized{"MiB", 256}}
+	}
+	if m.hugePages {
+		x.Backing = &memoryXML{}
+	}
+	if m.node.cpus != "" {
+		x.NUMA = &numaXML{}
+		x.NUMA.Memory.Mode, x.NUMA.Memory.Set = "preferred", strconv.Itoa(m.node.number)
+	}
+	if m.kvm && len(m.devices) > 0 {
+		x.CPU.AddressBits = &addressBitsXML{"passthrough"}
 	}
 	x.Devices = m.deviceXML()
 	return x

@@ -2,7 +2,10 @@ package libvirt
 
 import (
 	"os"
+	"path/filepath"
 	"slices"
+	"strconv"
+	"strings"
 
 	"gpuserver"
 	"gpuserver/internal/pci"
@@ -78,4 +81,34 @@ func sameGroup(inv *pci.Inventory, g pci.GPU, companion string) bool {
 	return slices.ContainsFunc(inv.Groups, func(group pci.Group) bool {
 		return group.Number == *g.IOMMUGroup && slices.ContainsFunc(group.Devices, func(d pci.Device) bool { return d.Address == companion })
 	})
+}
+
+// numaNode is where a VM's cards are: its memory is taken from there, as long as
+// there is some, and its CPUs run there. cpus "" pins nothing.
+type numaNode struct {
+	number int
+	cpus   string // as the kernel lists them: 0-23,48-71
+}
+
+// nodeOf gives the node of a VM's devices; none if they are on several, or if
+// the host has one node only.
+func nodeOf(sysfs string, inv *pci.Inventory, devices []string) numaNode {
+	number := -1
+	for _, g := range inv.GPUs {
+		if !slices.Contains(devices, g.Address) {
+			continue
+		}
+		if g.NUMANode < 0 || number >= 0 && number != g.NUMANode {
+			return numaNode{}
+		}
+		number = g.NUMANode
+	}
+	if others, err := filepath.Glob(filepath.Join(sysfs, "devices/system/node/node[0-9]*")); number < 0 || err != nil || len(others) < 2 {
+		return numaNode{}
+	}
+	cpus, err := os.ReadFile(filepath.Join(sysfs, "devices/system/node", "node"+strconv.Itoa(number), "cpulist"))
+	if err != nil {
+		return numaNode{} // pinning is for speed: without it the VM runs as well
+	}
+	return numaNode{number, strings.TrimSpace(string(cpus))}
 }

@@ -1,6 +1,8 @@
 package libvirt
 
 import (
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -79,5 +81,38 @@ func TestPassedThrough(t *testing.T) {
 				t.Errorf("%v, want KindCapacity that says %q", err, tt.say)
 			}
 		})
+	}
+}
+
+func TestNodeOf(t *testing.T) {
+	root := pcitest.Write(t, pcitest.Seed("vfio-pci"))
+	inv, err := readPCI(root)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if n := nodeOf(root, inv, []string{"0000:44:00.0"}); n != (numaNode{}) {
+		t.Errorf("a host that lists no nodes: %+v", n)
+	}
+	for node, cpus := range map[string]string{"node0": "0-23\n", "node1": "24-47,72-95\n"} {
+		dir := filepath.Join(root, "devices/system/node", node)
+		if err := os.MkdirAll(dir, 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(filepath.Join(dir, "cpulist"), []byte(cpus), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, tt := range []struct {
+		devices []string
+		want    numaNode
+	}{
+		{[]string{"0000:c3:00.0", "0000:c4:00.0"}, numaNode{1, "24-47,72-95"}},
+		{[]string{"0000:44:00.0"}, numaNode{0, "0-23"}},
+		{[]string{"0000:44:00.0", "0000:a3:00.0"}, numaNode{}},
+		{nil, numaNode{}},
+	} {
+		if n := nodeOf(root, inv, tt.devices); n != tt.want {
+			t.Errorf("%v: %+v, want %+v", tt.devices, n, tt.want)
+		}
 	}
 }

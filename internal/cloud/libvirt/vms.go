@@ -106,9 +106,11 @@ func (d *Driver) create(ctx context.Context, spec cloud.Spec) (_ cloud.VM, err e
 			err = errors.Join(err, d.remove(name))
 		}
 	}()
+	var node numaNode
 	if len(spec.Devices) > 0 {
 		inv, err := readPCI(d.cfg.Sysfs)
 		if err == nil {
+			node = nodeOf(d.cfg.Sysfs, inv, spec.Devices)
 			spec.Devices, err = passedThrough(inv, spec.Devices)
 		}
 		if err != nil {
@@ -119,6 +121,7 @@ func (d *Driver) create(ctx context.Context, spec cloud.Spec) (_ cloud.VM, err e
 	if err != nil {
 		return cloud.VM{}, err
 	}
+	m.node, m.hugePages = node, d.cfg.HugePages
 	_, err = ask(ctx, d, "start "+name, func(l *lv.Libvirt) (lv.Domain, error) {
 		return l.DomainCreateXML(text(m.domain()), lv.DomainNone)
 	})
