@@ -18,7 +18,7 @@ DEMO_ARGS ?=
 
 .PHONY: help
 help: ## Say what can be made
-	@grep -hE '^[a-z-]+:.*## ' $(firstword $(MAKEFILE_LIST)) | awk -F ':.*## ' '{ printf "  make %-8s %s\n", $$1, $$2 }'
+	@grep -hE '^[a-z-]+:.*## ' $(firstword $(MAKEFILE_LIST)) | awk -F ':.*## ' '{ printf "  make %-9s %s\n", $$1, $$2 }'
 
 # go build is quick when nothing changed, and knows better than make what did.
 .PHONY: build
@@ -52,6 +52,11 @@ quick: ## Run the tests that boot no VM
 race: ## Run the tests that boot no VM under the race detector
 	@scripts/setup test >&2
 	@scripts/test race
+
+.PHONY: test-vfio
+test-vfio: ## Run the tests of GPU passthrough, in an emulated machine with six cards
+	@scripts/setup vfio >&2
+	@scripts/vfio-lab
 
 .PHONY: fuzz
 fuzz: ## Fuzz each parser for FUZZTIME (30s)
