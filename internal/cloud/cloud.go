@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"gpuserver"
+	"gpuserver/internal/pci"
 )
 
 // Driver is one cloud. All methods may be called concurrently, obey ctx, and
@@ -62,6 +63,12 @@ type Driver interface {
 	// what our own VMs use.
 	Capacity(ctx context.Context) ([]gpuserver.Host, error)
 
+	// Cards reads the state of cards from the outside, where Capabilities.Cards
+	// says that it can; else the error is KindInvalid. An address at which
+	// there is no card is answered as not present. It may block for long on a
+	// broken card and then gives KindUnavailable at ctx's end.
+	Cards(ctx context.Context, host string, addresses []string) ([]pci.Reading, error)
+
 	// Events gives a channel on which the driver tells that a VM stopped or went
 	// away by itself, at once where the cloud can tell; nil where it cannot. The
 	// channel is closed by Close. Events may be lost: they are hints.
@@ -73,7 +80,11 @@ type Driver interface {
 
 // Capabilities are what differs between clouds, as data.
 type Capabilities struct {
-	Keep       bool `json:"keep"`
+	Keep bool `json:"keep"`
+	// Cards says that VMs get the cards that Spec.Devices names and that their
+	// state can be read from outside. Where it is false the cloud chooses: a VM
+	// whose card fails the gate has to be kept, or the next VM gets that card.
+	Cards      bool `json:"cards"`
 	Console    bool `json:"console"`
 	Events     bool `json:"events"`
 	DirectBoot bool `json:"direct_boot"` // can boot a kernel and initrd beside a root disk

@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"gpuserver"
+	"gpuserver/internal/gate"
 )
 
 // Protocol is the version of Payload and of the agent's HTTP interface. The
@@ -37,6 +38,10 @@ type Payload struct {
 	RunID      int64  `json:"run_id,omitempty"`
 	RunAttempt int    `json:"run_attempt,omitempty"`
 
+	// Gate is what the cards are checked against before the runner's process
+	// starts, and after the job; nil: the VM has none.
+	Gate *gate.Expectation `json:"gate,omitempty"`
+
 	Env        map[string]string     `json:"env,omitempty"` // system-wide environment, not secret
 	SetupInfo  []gpuserver.SetupInfo `json:"setup_info,omitempty"`
 	MTU        int                   `json:"mtu,omitempty"`         // of the guest's network; 0: as it is
@@ -48,7 +53,7 @@ type Payload struct {
 // Heartbeat is what the agent reports: at each phase at once, else every
 // BeatEvery. POST /guest/v1/heartbeat, at most 16 KiB.
 type Heartbeat struct {
-	Phase         string  `json:"phase"`          // the phase reached: agent, network, runner, job_started, exited
+	Phase         string  `json:"phase"`          // the phase reached: agent, network, gate, runner, job_started, exited
 	UptimeSeconds float64 `json:"uptime_seconds"` // of the guest's kernel, now
 	// AgoSeconds is how long ago Phase was reached: a report waits until there
 	// is a network, and until the server answers.
@@ -63,7 +68,10 @@ type Heartbeat struct {
 	// RunnerExit is set once, in the report of phase exited: the status of the
 	// runner or the command (128+n for a signal).
 	RunnerExit *int   `json:"runner_exit,omitempty"`
-	Verdict    string `json:"verdict,omitempty"` // "memory", "disk", "timeout" or ""
+	Verdict    string `json:"verdict,omitempty"` // "memory", "disk", "timeout", "gate" or ""
+	// Gate is what the gate found: with phase gate before the runner, with phase
+	// exited after the job.
+	Gate *gate.Report `json:"gate,omitempty"`
 }
 
 // Orders is the server's answer to a heartbeat.

@@ -19,6 +19,7 @@ import (
 
 	"gpuserver"
 	"gpuserver/internal/cloud"
+	"gpuserver/internal/pci"
 )
 
 // remote is a driver of a cloud that Serve runs, in this process or another.
@@ -46,7 +47,7 @@ func Dial(name, address, owner string) cloud.Driver {
 		cancel: cancel,
 	}
 	// Until the cloud says otherwise.
-	d.caps.Store(&cloud.Capabilities{Keep: true, Console: true, Events: true, Accelerated: true})
+	d.caps.Store(&cloud.Capabilities{Keep: true, Cards: true, Console: true, Events: true, Accelerated: true})
 	greeted := make(chan struct{})
 	d.done.Go(func() { d.follow(ctx, sync.OnceFunc(func() { close(greeted) })) })
 	select {
@@ -103,6 +104,11 @@ func (d *remote) Capacity(ctx context.Context) (hosts []gpuserver.Host, err erro
 		hosts[i].Cloud = d.name
 	}
 	return hosts, err
+}
+
+func (d *remote) Cards(ctx context.Context, host string, addresses []string) (readings []pci.Reading, err error) {
+	err = d.call(ctx, "POST", "/v1/hosts/"+url.PathEscape(host)+"/cards", addresses, &readings)
+	return readings, err
 }
 
 func (d *remote) Events() <-chan cloud.Event {

@@ -12,6 +12,7 @@ import (
 
 	"gpuserver"
 	"gpuserver/internal/cloud"
+	"gpuserver/internal/pci"
 )
 
 // Cloud holds VMs in memory. Its methods are what a test does behind a driver's
@@ -30,6 +31,7 @@ type Cloud struct {
 	machines map[string]*machine
 	hosts    []*host
 	subs     map[chan cloud.Event]bool
+	readings map[string]pci.Reading // by address; set by SetCard
 }
 
 type machine struct {
@@ -46,7 +48,7 @@ func NewCloud(cfg Config) *Cloud {
 	cfg.Name = cmp.Or(cfg.Name, "fake")
 	cfg.ConsoleBytes = cmp.Or(cfg.ConsoleBytes, 64<<10)
 	if cfg.Capabilities == nil {
-		cfg.Capabilities = &cloud.Capabilities{Keep: true, Console: true, Events: true, Accelerated: true}
+		cfg.Capabilities = &cloud.Capabilities{Keep: true, Cards: true, Console: true, Events: true, Accelerated: true}
 	}
 	if cfg.Hosts == nil {
 		cfg.Hosts = []gpuserver.Host{{Name: "fake", VCPUs: 1 << 20, MemoryMiB: 1 << 32, DiskGiB: 1 << 24, MaxVMs: 100_000}}

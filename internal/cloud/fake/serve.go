@@ -91,6 +91,14 @@ func (c *Cloud) driverRoutes(mux *http.ServeMux) {
 		hosts, err := c.driver(r).Capacity(r.Context())
 		answer(w, hosts, err)
 	})
+	mux.HandleFunc("POST /v1/hosts/{host}/cards", func(w http.ResponseWriter, r *http.Request) {
+		var addresses []string
+		if !read(w, r, &addresses) {
+			return
+		}
+		readings, err := c.driver(r).Cards(r.Context(), r.PathValue("host"), addresses)
+		answer(w, readings, err)
+	})
 	mux.HandleFunc("GET /v1/events", c.stream)
 }
 

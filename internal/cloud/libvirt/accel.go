@@ -70,7 +70,7 @@ func (d *Driver) Capabilities() cloud.Capabilities {
 	if !v.known {
 		v.note = "not known yet: libvirtd could not be asked so far"
 	}
-	return cloud.Capabilities{Keep: true, Console: true, Events: true, DirectBoot: true, Accelerated: v.kvm, Note: v.note}
+	return cloud.Capabilities{Keep: true, Cards: true, Console: true, Events: true, DirectBoot: true, Accelerated: v.kvm, Note: v.note}
 }
 
 // findAcceleration decides how guests are executed.
