@@ -40,7 +40,7 @@ func TestImports(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if got := strings.Join(strings.Fields(string(out)), " "); got != "gpuserver gpuserver/internal/guest gpuserver/cmd/gpuserver-guest" {
+	if got := strings.Join(strings.Fields(string(out)), " "); got != "gpuserver gpuserver/internal/gate gpuserver/internal/guest gpuserver/cmd/gpuserver-guest" {
 		t.Errorf("imports %s", got)
 	}
 }

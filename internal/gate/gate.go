@@ -17,6 +17,8 @@ type Expectation struct {
 	Cards []ExpectedCard `json:"cards"`
 	// Timeout bounds the whole check; 0 is 2 minutes.
 	Timeout time.Duration `json:"timeout,omitempty"`
+	// DCGM asks for dcgmi's short diagnosis as well, where the image has it.
+	DCGM bool `json:"dcgm,omitempty"`
 }
 
 // ExpectedCard is one card that the VM was given.
@@ -36,8 +38,12 @@ const (
 // for a server that no report reached.
 const ConsolePrefix = "GPUSERVER-GATE "
 
-// MaxReport bounds a Report as JSON, in bytes.
-const MaxReport = 8 << 10
+// Bounds of a Report: as JSON in bytes, and of its lists.
+const (
+	MaxReport   = 8 << 10
+	MaxCards    = 32
+	MaxFindings = 64
+)
 
 // Report is what the gate found. Passed is the guest's own verdict; the server
 // compares the cards with what it attached, whatever Passed says.
