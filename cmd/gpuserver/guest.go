@@ -14,7 +14,7 @@ import (
 // other.
 func newGuestCommand() *cobra.Command {
 	return &cobra.Command{
-		Use:   "guest agent|hook|exec|version [ARGUMENT...]",
+		Use:   "guest agent|gate|hook|exec|version [ARGUMENT...]",
 		Short: "Be the agent inside a VM",
 		Long: `Runs inside a VM, never on the host: reads the config drive, sets the VM up, starts
 the runner and reports to the server. It powers the machine off at its end.
@@ -22,6 +22,9 @@ the runner and reports to the server. It powers the machine off at its end.
   guest agent [--runner-dir DIR] [--runner-user USER]
                         the agent (default /opt/runner and runner); only systemd starts
                         it, by a unit of type notify
+  guest gate [--output table|json] [--dcgm] [--timeout TIME] [VENDOR:DEVICE...]
+                        checks the VM's cards by hand: those named (as 10de:1db4), or
+                        all that are there; status 1 if it did not pass
   guest hook job-started
                         asks the agent whether a job may run; the runner calls it
   guest exec USER ADJ -- PROGRAM [ARGUMENT...]
@@ -31,6 +34,7 @@ the runner and reports to the server. It powers the machine off at its end.
 It is the same as gpuserver-guest, the small program that images of this project
 have.`,
 		Example: `  ExecStart=/usr/bin/gpuserver guest agent --runner-dir /opt/runner   (in the unit)
+  gpuserver guest gate 10de:1db4 10de:1db4
   gpuserver guest version`,
 		DisableFlagParsing: true,
 		Args:               cobra.ArbitraryArgs,

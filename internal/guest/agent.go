@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"gpuserver"
+	"gpuserver/internal/gate"
 )
 
 // AgentVersion is what the agent reports of itself.
@@ -145,15 +146,16 @@ func (a *agent) live(ctx context.Context) error {
 	a.work.Go(func() { a.awaitNetwork(background) })
 
 	exit := jobExit{status: startFailed}
+	var after *gate.Report
 	hook, err := a.listenHook()
 	if err == nil {
 		defer hook.Close()
 		a.setUpLate() // while the network comes up
 		<-a.online
-		exit = a.runJob(ctx)
+		exit, after = a.runGated(ctx)
 	}
-	a.log.Info("the runner ended", "status", exit.status, "timed_out", exit.timedOut)
-	a.status.ended(exit)
+	a.log.Info("the runner ended", "status", exit.status, "timed_out", exit.timedOut, "gated", exit.gated)
+	a.status.ended(exit, after)
 	a.report.flush(background, flushWait)
 	return err
 }

@@ -51,22 +51,22 @@ type house struct {
 	root    string
 	service *service
 	payload guest.Payload
-	gate    *gate
+	door    *door
 	options guest.Options
 	done    chan error
 }
 
-// gate lets a test close the way to the server.
-type gate struct {
+// door lets a test close the way to the server.
+type door struct {
 	closed atomic.Bool
 	next   http.Handler
 }
 
-func (g *gate) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	if g.closed.Load() {
+func (d *door) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	if d.closed.Load() {
 		panic(http.ErrAbortHandler) // cuts the connection
 	}
-	g.next.ServeHTTP(w, r)
+	d.next.ServeHTTP(w, r)
 }
 
 // newHouse makes a guest whose runner is script.
@@ -85,9 +85,9 @@ func newHouse(t *testing.T, script string) *house {
 	} {
 		h.write(t, name, content)
 	}
-	h.gate = &gate{next: guest.Handler(h.service, slog.New(slog.DiscardHandler))}
+	h.door = &door{next: guest.Handler(h.service, slog.New(slog.DiscardHandler))}
 	h.payload = guest.Payload{
-		VM: "gs-1", Server: fmt.Sprintf("http://127.0.0.1:%d", serveLocal(t, h.gate)), Token: token, JITConfig: "aml0",
+		VM: "gs-1", Server: fmt.Sprintf("http://127.0.0.1:%d", serveLocal(t, h.door)), Token: token, JITConfig: "aml0",
 		Repo: "octo-org/hello", RunID: 12, RunAttempt: 1, BeatEvery: 50 * time.Millisecond, Grace: time.Minute,
 		Env:       map[string]string{"GREETING": "hi there", "HOOK_SOCKET": filepath.Join(root, guest.HookSocket)},
 		SetupInfo: []gpuserver.SetupInfo{{Group: "Flavor", Detail: "small"}},
@@ -328,10 +328,10 @@ func TestAgentKillsAfterGrace(t *testing.T) {
 // order, with how long ago they were.
 func TestAgentReportsLate(t *testing.T) {
 	h := newHouse(t, `touch started; until [ -e go ]; do sleep 0.05; done`)
-	h.gate.closed.Store(true)
+	h.door.closed.Store(true)
 	h.start(t)
 	h.awaitFile(t, "opt/runner/started")
-	h.gate.closed.Store(false)
+	h.door.closed.Store(false)
 	h.service.await(t, "the phases", func() bool {
 		n := len(h.service.beats)
 		return n > 0 && h.service.beats[n-1].Phase == guest.PhaseRunner

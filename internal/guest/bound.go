@@ -10,6 +10,7 @@ import (
 const (
 	PhaseAgent      = "agent"       // the agent has read its payload
 	PhaseNetwork    = "network"     // the guest has an address
+	PhaseGate       = "gate"        // the VM's cards were checked; only of a VM with cards
 	PhaseRunner     = "runner"      // the runner, or the command, was started
 	PhaseJobStarted = "job_started" // the job-started hook was answered with yes
 	PhaseExited     = "exited"      // the runner, or the command, ended
@@ -20,6 +21,7 @@ const (
 	VerdictMemory  = "memory"  // the kernel killed processes of the job for memory
 	VerdictDisk    = "disk"    // the root file system had no room left
 	VerdictTimeout = "timeout" // the command ran longer than its own limit
+	VerdictGate    = "gate"    // nothing was started: the VM's cards failed their check
 )
 
 // maxMiB bounds amounts of memory and disk: a pebibyte.
@@ -41,6 +43,9 @@ func (h *Heartbeat) bound() {
 	if h.RunnerExit != nil {
 		status := min(max(*h.RunnerExit, 0), 255)
 		h.RunnerExit = &status
+	}
+	if h.Gate != nil {
+		h.Gate.Bound()
 	}
 }
 

@@ -34,6 +34,7 @@ const (
 type jobExit struct {
 	status   int // 128+n for a signal
 	timedOut bool
+	gated    bool // nothing was started: the gate did not let it
 }
 
 // versionWait is how long the runner may take to say its version.

@@ -18,13 +18,15 @@ import (
 )
 
 // usage names the arguments of Main.
-const usage = "usage: agent | hook job-started | exec USER ADJ -- PROGRAM [ARG…] | version"
+const usage = "usage: agent | gate [VENDOR:DEVICE…] | hook job-started | exec USER ADJ -- PROGRAM [ARG…] | version"
 
 // Main is the agent as a program: it does what args say and gives the exit
 // status. program is how it calls itself again; nil is the path of the program.
 //
 //	agent [--runner-dir DIR] [--runner-user USER]
 //	                      the agent itself; systemd starts it
+//	gate [FLAG…] [VENDOR:DEVICE…]
+//	                      checks the VM's cards by hand, those named or those there
 //	hook job-started      asks the agent whether a job may run; the runner calls it
 //	exec USER ADJ -- …    runs a program as USER with an oom_score_adj; the agent calls it
 //	version
@@ -34,6 +36,8 @@ func Main(args, program []string, stdout, stderr io.Writer) int {
 	switch {
 	case len(args) > 0 && args[0] == "agent":
 		return agentMain(ctx, args[1:], program, stderr)
+	case len(args) > 0 && args[0] == "gate":
+		return gateMain(ctx, args[1:], stdout, stderr)
 	case slices.Equal(args, []string{"hook", "job-started"}):
 		return hookMain(ctx, HookSocket, stdout)
 	case len(args) >= 5 && args[0] == "exec" && args[3] == "--":

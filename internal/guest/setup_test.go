@@ -161,7 +161,7 @@ func TestVerdict(t *testing.T) {
 		if full() {
 			t.Skip("the test's own disk is full")
 		}
-		a.status.ended(c.exit)
+		a.status.ended(c.exit, nil)
 		if a.status.beat.Verdict != c.want {
 			t.Errorf("%s: verdict %q, expected %q", name, a.status.beat.Verdict, c.want)
 		}

@@ -12,6 +12,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"gpuserver/internal/gate"
 )
 
 // jobSlice is the cgroup of runner, job and containers: systemd's
@@ -39,6 +41,7 @@ type status struct {
 type reachedPhase struct {
 	name string
 	at   time.Time
+	gate *gate.Report // with the phases gate and exited
 }
 
 func newStatus(a *agent) *status {
@@ -50,20 +53,26 @@ func newStatus(a *agent) *status {
 
 // reached notes a phase; it is told to the server at once, or as soon as that
 // answers.
-func (s *status) reached(phase string) {
+func (s *status) reached(phase string) { s.reachedWith(phase, nil) }
+
+// reachedWith notes a phase, and what the gate found in it.
+func (s *status) reachedWith(phase string, r *gate.Report) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.beat.Phase = phase
-	s.pending = append(s.pending, reachedPhase{phase, time.Now()})
+	s.pending = append(s.pending, reachedPhase{phase, time.Now(), r})
 	s.agent.log.Info("phase", "name", phase, "uptime", uptime().Seconds())
 }
 
-// ended notes how the runner ended, and why as far as the guest knows.
-func (s *status) ended(exit jobExit) {
+// ended notes how the runner ended, and why as far as the guest knows, and the
+// state of the cards after it.
+func (s *status) ended(exit jobExit, after *gate.Report) {
 	s.look()
 	s.mu.Lock()
 	s.beat.RunnerExit = &exit.status
 	switch {
+	case exit.gated:
+		s.beat.Verdict = VerdictGate
 	case exit.timedOut:
 		s.beat.Verdict = VerdictTimeout
 	case s.beat.OOMKills > 0:
@@ -72,7 +81,7 @@ func (s *status) ended(exit jobExit) {
 		s.beat.Verdict = VerdictDisk
 	}
 	s.mu.Unlock()
-	s.reached(PhaseExited)
+	s.reachedWith(PhaseExited, after)
 	s.agent.report.wake()
 }
 
@@ -91,7 +100,7 @@ func (s *status) next() (beat Heartbeat, phase bool) {
 	if len(s.pending) == 0 {
 		return beat, false
 	}
-	beat.Phase = s.pending[0].name
+	beat.Phase, beat.Gate = s.pending[0].name, s.pending[0].gate
 	beat.AgoSeconds = time.Since(s.pending[0].at).Seconds()
 	if beat.Phase != PhaseExited {
 		beat.RunnerExit, beat.Verdict = nil, ""

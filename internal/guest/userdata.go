@@ -9,6 +9,7 @@ import (
 	"strings"
 
 	"gpuserver"
+	"gpuserver/internal/gate"
 )
 
 // MaxUserData is the size in bytes that user data may have: what is left of
@@ -47,12 +48,12 @@ const stockEnv = "/run/gpuserver-runner.env"
 // cloud-init's copies of the user data, and the config drive. root is put before
 // all paths, for tests.
 // Source: cloud-init documentation, "Instance data" and "Files and directories".
-func stockStart(root string) string {
+func stockStart(root string, e *gate.Expectation) string {
 	return strings.ReplaceAll(`set -a; . ~`+stockEnv+`; set +a
 rm -f ~`+stockEnv+` ~/run/cloud-init/instance-data-sensitive.json ~/run/cloud-init/combined-cloud-config.json
 rm -f ~/var/lib/cloud/instance/*.txt ~/var/lib/cloud/instance/*.txt.i ~/var/lib/cloud/instance/obj.pkl
 [ -x ~`+AgentPath+` ] && exit 0
-drive=$(blkid -L `+driveLabel+`) && (echo 1 >~/sys/class/block/"${drive##*/}"/device/delete) 2>/dev/null
+`+stockGate(e)+`drive=$(blkid -L `+driveLabel+`) && (echo 1 >~/sys/class/block/"${drive##*/}"/device/delete) 2>/dev/null
 id runner >/dev/null 2>&1 || useradd --create-home --shell /bin/bash runner
 export HOME="$(getent passwd runner | cut -d: -f6)" USER=runner LOGNAME=runner SHELL=/bin/bash
 cd ~/opt/runner && chown -R runner: . && setpriv --reuid=runner --regid="$(id -g runner)" --init-groups ./run.sh
@@ -85,7 +86,7 @@ func UserData(p Payload) ([]byte, error) {
 	u := userData{Payload: &p}
 	if p.JITConfig != "" {
 		u.WriteFiles = stockFiles(p)
-		u.RunCmd = [][]string{{"sh", "-c", stockStart("")}}
+		u.RunCmd = [][]string{{"sh", "-c", stockStart("", p.Gate)}}
 	}
 	var b bytes.Buffer
 	b.WriteString(cloudConfigHeader + "\n")
@@ -153,6 +154,9 @@ func (p *Payload) check() error {
 		return invalid("mtu is %d, expected 576 to 65535, or 0 for the network's own", p.MTU)
 	case p.ReserveMiB < 0 || p.Grace < 0 || p.BeatEvery < 0:
 		return invalid("reserve_mib, grace and beat_every are not negative")
+	}
+	if err := p.checkGate(); err != nil {
+		return err
 	}
 	return p.checkEnv()
 }

@@ -110,9 +110,9 @@ func stockFile(t *testing.T, root, name, content string) {
 	}
 }
 
-func runStock(t *testing.T, root string) {
+func runStock(t *testing.T, root string, p Payload) {
 	t.Helper()
-	cmd := exec.CommandContext(t.Context(), "sh", "-c", stockStart(root))
+	cmd := exec.CommandContext(t.Context(), "sh", "-c", stockStart(root, p.Gate))
 	cmd.Env = []string{"PATH=" + filepath.Join(root, "bin") + ":" + os.Getenv("PATH"), "HOME=/root"}
 	if out, err := cmd.CombinedOutput(); err != nil {
 		t.Fatalf("%v: %s", err, out)
@@ -124,7 +124,7 @@ func TestStockImage(t *testing.T) {
 	p := samplePayload()
 	p.Env = map[string]string{"QUOTES": `a'b"c $HOME`, "LINES": "x\ny"}
 	root := stockHouse(t, p)
-	runStock(t, root)
+	runStock(t, root, p)
 	read := func(name string) string {
 		b, err := os.ReadFile(filepath.Join(root, "opt/runner", name))
 		if err != nil {
@@ -157,7 +157,7 @@ func TestStockImageWithAgent(t *testing.T) {
 	p := samplePayload()
 	root := stockHouse(t, p)
 	stockFile(t, root, AgentPath, "")
-	runStock(t, root)
+	runStock(t, root, p)
 	if _, err := os.Stat(filepath.Join(root, "opt/runner/env")); err == nil {
 		t.Error("the runner was started beside the agent's")
 	}
