@@ -89,7 +89,7 @@ func stockHouse(t *testing.T, p Payload) (root string) {
 	stockFile(t, root, "sys/class/block/sr0/device/delete", "")
 	for name, script := range map[string]string{
 		"blkid": `[ "$*" = "-L config-2" ] && echo /dev/sr0`, "id": `[ "$1" != -g ] || echo 77`, "useradd": "exit 1", "chown": "exit 0",
-		"getent": "echo runner:x:77:77::/home/of/runner:/bin/bash", "poweroff": "echo off >>ran",
+		"getent": "echo runner:x:77:77::/home/of/runner:/bin/bash", "poweroff": `echo off >>ran; touch "$(dirname "$0")/../off"`,
 		"setpriv": `echo "$@" >privileges; while [ "${1#--}" != "$1" ]; do shift; done; exec "$@"`,
 	} {
 		stockFile(t, root, "bin/"+name, "#!/bin/sh\n"+script+"\n")
@@ -113,6 +113,7 @@ func stockFile(t *testing.T, root, name, content string) {
 func runStock(t *testing.T, root string, p Payload) {
 	t.Helper()
 	cmd := exec.CommandContext(t.Context(), "sh", "-c", stockStart(root, p.Gate))
+	cmd.Dir = root
 	cmd.Env = []string{"PATH=" + filepath.Join(root, "bin") + ":" + os.Getenv("PATH"), "HOME=/root"}
 	if out, err := cmd.CombinedOutput(); err != nil {
 		t.Fatalf("%v: %s", err, out)
