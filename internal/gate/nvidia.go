@@ -165,6 +165,9 @@ func (c *check) named(out output) (host, about string) {
 func (c *check) judge(card *Card, g smiGPU) {
 	card.UUID, card.Serial, card.Product = known(g.UUID), known(g.Serial), known(g.Product)
 	card.Temperature, _ = number(g.Temperature)
+	if text := failed(g.UUID, g.Serial, g.Product, g.Temperature, g.LinkWidth); text != "" {
+		c.found(card.Host, KindTool, "nvidia-smi says %q of the card at %s", text, card.Address)
+	}
 	if width, ok := number(g.LinkWidth); ok {
 		card.LinkWidth = width
 	}
@@ -268,10 +271,23 @@ func active(names ...string) bool {
 	return false
 }
 
+// failure is what stands for a value that a card should have and could not give.
+var failure = regexp.MustCompile(`(?i)ERR!|unknown error|gpu is lost|requires? reset`)
+
+// failed gives the first value that the tool could not get.
+func failed(values ...string) string {
+	for _, s := range values {
+		if failure.MatchString(s) {
+			return strings.TrimSpace(s)
+		}
+	}
+	return ""
+}
+
 // known gives a value, "" for the words that stand for none.
 func known(s string) string {
 	s = strings.TrimSpace(s)
-	if s == "N/A" || strings.HasPrefix(s, "[") { // [N/A], [Unknown Error]
+	if strings.Trim(s, "[]") == "N/A" || failure.MatchString(s) {
 		return ""
 	}
 	return s

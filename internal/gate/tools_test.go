@@ -81,6 +81,9 @@ func TestV100(t *testing.T) {
 			[]string{"link " + host(0)},
 		},
 		"not listed": {[]string{`<gpu id="00000000:02:00.0">`, `<gpu id="00000000:07:00.0">`}, []string{"driver " + host(1)}},
+		"value lost": {[]string{"<gpu_temp>32 C", "<gpu_temp>[GPU is lost]"}, []string{"tool " + host(1)}},
+		"no value":   {[]string{"<uuid>GPU-00000000-0000-4000-8000-000000000001", "<uuid>ERR!"}, []string{"tool " + host(0)}},
+		"no serial":  {[]string{"<serial>032401800001", "<serial>N/A"}, nil},
 		"no id":      {[]string{`<gpu id="00000000:02:00.0">`, `<gpu>`}, nil}, // by pci_bus_id
 	} {
 		t.Run(name, func(t *testing.T) {

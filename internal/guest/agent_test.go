@@ -54,6 +54,7 @@ type house struct {
 	door    *door
 	options guest.Options
 	done    chan error
+	stop    context.CancelFunc // asks the agent to stop
 }
 
 // door lets a test close the way to the server.
@@ -126,6 +127,7 @@ func (h *house) start(t *testing.T) {
 	o.SampleEvery, o.HookPatience = 20*time.Millisecond, 3*time.Second
 	o.Log = slog.New(slog.NewTextHandler(t.Output(), nil))
 	ctx, cancel := context.WithCancel(context.Background())
+	h.stop = cancel
 	finished := make(chan struct{})
 	go func() {
 		defer close(finished)

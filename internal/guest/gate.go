@@ -4,6 +4,8 @@ import (
 	"context"
 	"os"
 
+	"golang.org/x/sys/unix"
+
 	"gpuserver/internal/gate"
 )
 
@@ -47,7 +49,7 @@ func (a *agent) checkCards(ctx context.Context, when string) *gate.Report {
 // it. It goes there directly: what passes through the agent's log begins with
 // that log's words.
 func (a *agent) console(line string) {
-	f, err := os.OpenFile(a.path("dev/console"), os.O_WRONLY|os.O_APPEND, 0)
+	f, err := os.OpenFile(a.path("dev/console"), os.O_WRONLY|os.O_APPEND|unix.O_NOCTTY, 0)
 	if err == nil {
 		_, err = f.WriteString("\n" + line + "\n")
 		f.Close()

@@ -196,6 +196,23 @@ func TestGateIsToldOnTheConsoleOnly(t *testing.T) {
 	}
 }
 
+// TestGateIsStopped: an agent that is asked to stop while it looks starts nothing,
+// and says nothing of the cards.
+func TestGateIsStopped(t *testing.T) {
+	h := cardHouse(t, 2, "touch ran")
+	h.write(t, "usr/bin/nvidia-smi", "#!/bin/sh\ntouch '"+h.root+"/asked'\nexec sleep 100000\n")
+	h.start(t)
+	h.awaitFile(t, "asked")
+	h.stop()
+	h.wait(t)
+	if n := len(h.reports(t)); n != 0 || h.ran() {
+		t.Errorf("%d reports, runner started %v", n, h.ran())
+	}
+	if last := h.service.last(t); last.RunnerExit == nil || *last.RunnerExit == 0 || last.Verdict != "" {
+		t.Errorf("the last report is %+v, expected a failure without a verdict", last)
+	}
+}
+
 // TestNoGate: a VM without cards looks at none.
 func TestNoGate(t *testing.T) {
 	h := cardHouse(t, 0, "touch ran")
