@@ -58,6 +58,7 @@ type Change struct {
 	JobState gpuserver.JobState
 	VM       gpuserver.VMID
 	VMState  gpuserver.VMState
+	GPU      gpuserver.GPUID // its row or its history
 }
 
 type update struct {
