@@ -44,7 +44,7 @@ func (c *Cloud) healthy(host, address string) pci.Reading {
 	for _, h := range c.hosts {
 		for _, s := range h.total.Slots {
 			if h.name == host && has(s, address) {
-				return pci.Reading{Address: address, Present: true, Driver: "vfio-pci", Group: s.Group, Link: pci.Link{Width: 16, MaxWidth: 16}}
+				return pci.Reading{Address: address, Present: true, VendorID: "10de", DeviceID: "1db4", Driver: "vfio-pci", Group: s.Group, Link: pci.Link{Width: 16, MaxWidth: 16}}
 			}
 		}
 	}

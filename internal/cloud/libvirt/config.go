@@ -30,6 +30,7 @@ type Config struct {
 	// ("10de:1db4"); cards of others go to no VM.
 	Models map[string]string
 	Sysfs  string // where the GPUs are read from; default /sys
+	Kmsg   string // the kernel's log; default /dev/kmsg
 	// HugePages takes the memory of VMs from the host's huge pages, which the
 	// operator has to set aside; without enough of them a VM does not start.
 	HugePages    bool
@@ -86,6 +87,7 @@ func (c Config) withDefaults() (Config, error) {
 	c.Dir = cmp.Or(c.Dir, "/var/lib/gpuserver/libvirt")
 	c.Accel = cmp.Or(c.Accel, AccelAuto)
 	c.Sysfs = cmp.Or(c.Sysfs, "/sys")
+	c.Kmsg = cmp.Or(c.Kmsg, "/dev/kmsg")
 	c.Overcommit = cmp.Or(c.Overcommit, 1)
 	c.KeepConsoles = cmp.Or(c.KeepConsoles, 14*24*time.Hour)
 	n := &c.Network

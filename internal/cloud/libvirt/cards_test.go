@@ -1,0 +1,55 @@
+package libvirt
+
+import (
+	"log/slog"
+	"os"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"gpuserver"
+	"gpuserver/internal/pci"
+	"gpuserver/internal/pci/pcitest"
+)
+
+// cardsDriver is a driver for what it does without libvirtd.
+func cardsDriver(t *testing.T, log string) *Driver {
+	t.Helper()
+	kmsg := filepath.Join(t.TempDir(), "kmsg")
+	if err := os.WriteFile(kmsg, []byte(log), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return &Driver{cfg: Config{Sysfs: pcitest.Write(t, pcitest.Seed("vfio-pci")), Kmsg: kmsg}, log: slog.New(slog.DiscardHandler)}
+}
+
+func TestCards(t *testing.T) {
+	d := cardsDriver(t, "3,2,1000000,-;vfio-pci 0000:27:00.0: not ready 65535ms after FLR; giving up\n")
+	rs, err := d.Cards(t.Context(), "", []string{"0000:27:00.0", "0000:99:00.0"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !rs[0].Present || rs[0].Driver != "vfio-pci" || rs[1].Present || rs[1].Address != "0000:99:00.0" {
+		t.Errorf("readings %+v", rs)
+	}
+	// The line is of a second after the start of the machine's clock.
+	if l := rs[0].Log; len(l) != 1 || l[0].Trouble != pci.TroubleReset || !l[0].At.Before(time.Now()) || l[0].At.Before(time.Now().Add(-10*365*24*time.Hour)) {
+		t.Errorf("log %+v", l)
+	}
+	d.cfg.Kmsg += ".none"
+	if rs, err := d.Cards(t.Context(), "", []string{"0000:27:00.0"}); err != nil || len(rs[0].Log) != 0 {
+		t.Errorf("without the kernel's log: %+v, %v", rs, err)
+	}
+	d.cfg.Sysfs += "/none"
+	if _, err := d.Cards(t.Context(), "", nil); gpuserver.KindOf(err) != gpuserver.KindUnavailable {
+		t.Errorf("without sysfs: %v", err)
+	}
+}
+
+// The real log is read to its present end, without waiting for the next line.
+func TestCardsReadTheRealLogWithoutWaiting(t *testing.T) {
+	d := cardsDriver(t, "")
+	d.cfg.Kmsg = "/dev/kmsg"
+	if _, err := d.Cards(t.Context(), "", []string{"0000:27:00.0"}); err != nil {
+		t.Error(err)
+	}
+}
