@@ -18,7 +18,7 @@ type rule struct {
 }
 
 const (
-	pure     = `^internal/(sched|access|cirun)$`
+	pure     = `^internal/(sched|access|cirun|health)$`
 	assembly = `^(cmd/.*|internal/(e2e|bench|demo)(/.*)?)$` // where the parts are put together
 )
 
@@ -36,8 +36,12 @@ var rules = []rule{
 		why: "deciding is apart from doing: what it needs is given, what it decides is returned",
 	},
 	{
-		packages: pure, forbidden: `^gpuserver/internal/`, allowed: `^gpuserver/internal/(sched|access|cirun)$`,
+		packages: pure, except: `^internal/health$`, forbidden: `^gpuserver/internal/`, allowed: `^gpuserver/internal/(sched|access|cirun)$`,
 		why: "what decides stands on words and other pure packages alone",
+	},
+	{
+		packages: `^internal/health$`, forbidden: `^gpuserver/internal/`, allowed: `^gpuserver/internal/(gate|pci)$`,
+		why: "what is decided about cards stands on the words of those who look at them, and on nothing else",
 	},
 	{
 		packages: `^internal/`, except: `^internal/(api|dashboard|metrics|e2e|bench|demo)(/|$)`, forbidden: `^gpuserver/internal/(api|dashboard)(/|$)`,
@@ -109,6 +113,9 @@ func TestRulesFindWhatTheyForbid(t *testing.T) {
 		{"internal/access", "net/http"},
 		{"internal/cirun", "database/sql"},
 		{"internal/sched", "gpuserver/internal/store"},
+		{"internal/sched", "gpuserver/internal/pci"},
+		{"internal/health", "os"},
+		{"internal/health", "gpuserver/internal/store"},
 		{"internal/fleet", "gpuserver/internal/api"},
 		{"internal/intake", "gpuserver/internal/dashboard"},
 		{"internal/fleet", "gpuserver/internal/config"},
