@@ -51,7 +51,9 @@ type Driver interface {
 	Delete(ctx context.Context, name string) error
 
 	// Keep stops a VM without deleting it, so that what it holds (a faulty GPU)
-	// stays claimed. Capabilities.Keep says whether it can.
+	// stays claimed: no other VM gets its devices until it is deleted. It is
+	// tagged gpuserver-quarantine where the cloud has tags, and VM.Kept tells so
+	// from then on. Capabilities.Keep says whether it can.
 	Keep(ctx context.Context, name string) error
 
 	// Console gives the VM's serial console from byte offset from to its present
@@ -60,7 +62,8 @@ type Driver interface {
 	Console(ctx context.Context, name string, from, limit int64) (io.ReadCloser, error)
 
 	// Capacity gives the hosts with their room in total: what is free now plus
-	// what our own VMs use.
+	// what our own VMs use. A cloud that chooses the cards itself gives a slot
+	// without an address for each card: they only count.
 	Capacity(ctx context.Context) ([]gpuserver.Host, error)
 
 	// Cards reads the state of cards from the outside, where Capabilities.Cards
@@ -103,7 +106,7 @@ type Spec struct {
 	Image    string            // the image's name in the configuration; the driver was given its source
 	UserData []byte            // handed to the guest by config drive, at most 48 KiB
 	Metadata map[string]string // handed to the guest in meta_data.json ("meta"); values at most 255 bytes
-	Devices  []string          // BDF addresses to pass through
+	Devices  []string          // BDF addresses to pass through; ignored where the cloud chooses
 }
 
 // State is what the cloud says of a VM.
@@ -126,6 +129,7 @@ type VM struct {
 	Host      string    `json:"host"`
 	State     State     `json:"state"`
 	Fault     string    `json:"fault,omitempty"`
+	Kept      bool      `json:"kept,omitempty"` // Keep was called for it
 	CreatedAt time.Time `json:"created_at,omitzero"`
 }
 

@@ -28,6 +28,14 @@ type Options struct {
 	// Limit is how long the suite waits for anything that must happen, such as
 	// a real guest's boot; 0 is 30 s. It never makes a test slower that passes.
 	Limit time.Duration
+	// Cards are addresses of GPUs on CardHost that VMs of the suite may have, in
+	// groups of their own; none: promises about cards are skipped but for those
+	// that need none.
+	Cards    []string
+	CardHost string
+	// CardFlavor is a flavor with one GPU, for a cloud that chooses the cards
+	// itself; the zero value: what is promised of it is skipped.
+	CardFlavor gpuserver.Flavor
 	// HasGuest says that VMs run a guest that writes to its console by itself.
 	HasGuest bool
 
@@ -92,6 +100,9 @@ var promises = []promise{
 	{"a guest writes to its console", false, consoleBoot},
 	{"a VM that stops is told and listed", false, stopped},
 	{"keep stops a VM and leaves it there", false, keep},
+	{"a kept VM holds its devices until it is deleted", false, keptDevices},
+	{"a kept VM holds the card that the cloud chose", false, keptChoice},
+	{"cards are read, or nothing is said of them", false, cards},
 	{"capacity names hosts and counts what is used", false, capacity},
 	{"capacity is never below what is used", false, shrunkCapacity},
 	{"an ended context ends a call", false, endedContext},

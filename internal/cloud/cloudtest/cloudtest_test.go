@@ -14,6 +14,7 @@ import (
 	"gpuserver/internal/cloud"
 	"gpuserver/internal/cloud/cloudtest"
 	"gpuserver/internal/cloud/fake"
+	"gpuserver/internal/pci"
 )
 
 const owner = "test"
@@ -22,6 +23,7 @@ const owner = "test"
 // defect does not replace is sound.
 type broken struct {
 	*fake.Driver
+	chooses  bool // the cloud chooses the cards
 	create   func(d *fake.Driver, ctx context.Context, s cloud.Spec) (cloud.VM, error)
 	get      func(d *fake.Driver, ctx context.Context, name string) (cloud.VM, error)
 	list     func(d *fake.Driver, ctx context.Context) ([]cloud.VM, error)
@@ -29,6 +31,7 @@ type broken struct {
 	keep     func(d *fake.Driver, ctx context.Context, name string) error
 	console  func(d *fake.Driver, ctx context.Context, name string, from, limit int64) (io.ReadCloser, error)
 	capacity func(d *fake.Driver, ctx context.Context) ([]gpuserver.Host, error)
+	cards    func(d *fake.Driver, ctx context.Context, host string, addresses []string) ([]pci.Reading, error)
 	events   func(d *fake.Driver) <-chan cloud.Event
 	close    func(d *fake.Driver) error
 }
@@ -80,6 +83,13 @@ func (b *broken) Capacity(ctx context.Context) ([]gpuserver.Host, error) {
 		return b.capacity(b.Driver, ctx)
 	}
 	return b.Driver.Capacity(ctx)
+}
+
+func (b *broken) Cards(ctx context.Context, host string, addresses []string) ([]pci.Reading, error) {
+	if b.cards != nil {
+		return b.cards(b.Driver, ctx, host, addresses)
+	}
+	return b.Driver.Cards(ctx, host, addresses)
 }
 
 func (b *broken) Events() <-chan cloud.Event {
@@ -205,6 +215,84 @@ var defects = map[string]struct {
 	"keep does nothing": {"keep stops a VM and leaves it there", broken{
 		keep: func(d *fake.Driver, ctx context.Context, name string) error { _, err := d.Get(ctx, name); return err },
 	}},
+	"keep tells nobody": {"keep stops a VM and leaves it there", broken{
+		get: func(d *fake.Driver, ctx context.Context, name string) (cloud.VM, error) {
+			vm, err := d.Get(ctx, name)
+			vm.Kept = false
+			return vm, err
+		},
+	}},
+	"list has kept VMs like others": {"keep stops a VM and leaves it there", broken{
+		list: func(d *fake.Driver, ctx context.Context) ([]cloud.VM, error) {
+			vms, err := d.List(ctx)
+			for i := range vms {
+				vms[i].Kept = false
+			}
+			return vms, err
+		},
+	}},
+	"close deletes kept VMs": {"keep stops a VM and leaves it there", broken{
+		close: func(d *fake.Driver) error {
+			for _, vm := range d.Cloud().VMs() {
+				if vm.Kept {
+					d.Cloud().Vanish(vm.Name)
+				}
+			}
+			return d.Close()
+		},
+	}},
+	"a card goes to two VMs": {"a kept VM holds its devices until it is deleted", broken{
+		create: func(d *fake.Driver, ctx context.Context, s cloud.Spec) (cloud.VM, error) {
+			s.Devices = nil
+			return d.Create(ctx, s)
+		},
+	}},
+	"a kept VM's card goes to another": {"a kept VM holds its devices until it is deleted", broken{
+		create: func(d *fake.Driver, ctx context.Context, s cloud.Spec) (cloud.VM, error) {
+			for _, vm := range d.Cloud().VMs() {
+				if vm.Kept {
+					s.Devices = nil
+				}
+			}
+			return d.Create(ctx, s)
+		},
+	}},
+	"a kept VM's card is chosen again": {"a kept VM holds the card that the cloud chose", broken{
+		chooses: true,
+		create: func(d *fake.Driver, ctx context.Context, s cloud.Spec) (cloud.VM, error) {
+			for _, vm := range d.Cloud().VMs() {
+				if vm.Kept {
+					s.Flavor.GPUs.Count = 0
+				}
+			}
+			return d.Create(ctx, s)
+		},
+	}},
+	"cards that are not there are left out": {"cards are read, or nothing is said of them", broken{
+		cards: func(d *fake.Driver, ctx context.Context, host string, addresses []string) (rs []pci.Reading, err error) {
+			all, err := d.Cards(ctx, host, addresses)
+			for _, r := range all {
+				if r.Present {
+					rs = append(rs, r)
+				}
+			}
+			return rs, err
+		},
+	}},
+	"cards are not said to be what they are": {"cards are read, or nothing is said of them", broken{
+		cards: func(d *fake.Driver, ctx context.Context, host string, addresses []string) ([]pci.Reading, error) {
+			rs, err := d.Cards(ctx, host, addresses)
+			for i := range rs {
+				rs[i].VendorID = ""
+			}
+			return rs, err
+		},
+	}},
+	"cards are read for ever": {"an ended context ends a call", broken{
+		cards: func(d *fake.Driver, ctx context.Context, host string, addresses []string) ([]pci.Reading, error) {
+			return d.Cards(context.WithoutCancel(ctx), host, addresses)
+		},
+	}},
 	"keep deletes": {"keep stops a VM and leaves it there", broken{
 		keep: func(d *fake.Driver, ctx context.Context, name string) error { return d.Delete(ctx, name) },
 	}},
@@ -276,6 +364,8 @@ var defects = map[string]struct {
 
 var flavor = gpuserver.Flavor{Name: "small", VCPUs: 2, MemoryMiB: 2048, DiskGiB: 10}
 
+var cardFlavor = gpuserver.Flavor{Name: "gpu", VCPUs: 2, MemoryMiB: 2048, DiskGiB: 10, GPUs: gpuserver.GPUs{Model: "v100", Count: 1}}
+
 // brokenEnv names the defect that TestBroken is run with.
 const brokenEnv = "GPUSERVER_TEST_DEFECT"
 
@@ -286,8 +376,10 @@ func TestBroken(t *testing.T) {
 	if !ok {
 		t.Skip("run by TestSuiteFindsDefects")
 	}
-	hosts := []gpuserver.Host{{Name: "a", VCPUs: 100, MemoryMiB: 1 << 20, DiskGiB: 1000}}
-	c := fake.NewCloud(fake.Config{Hosts: hosts})
+	slots := []gpuserver.Slot{{Group: 32, Cards: []gpuserver.Card{{Address: "0000:44:00.0", Model: "v100"}}}}
+	hosts := []gpuserver.Host{{Name: "a", VCPUs: 100, MemoryMiB: 1 << 20, DiskGiB: 1000, Slots: slots}}
+	caps := &cloud.Capabilities{Keep: true, Cards: !defect.broken.chooses, Console: true, Events: true, Accelerated: true}
+	c := fake.NewCloud(fake.Config{Hosts: hosts, Capabilities: caps})
 	defer c.Close()
 	must := func(err error) {
 		if err != nil {
@@ -300,6 +392,9 @@ func TestBroken(t *testing.T) {
 		return &b
 	}, cloudtest.Options{
 		Spec:       cloud.Spec{Owner: owner, Flavor: flavor, Image: "debian"},
+		Cards:      []string{"0000:44:00.0"},
+		CardHost:   "a",
+		CardFlavor: cardFlavor,
 		Limit:      500 * time.Millisecond, // only what is missing for good takes as long
 		Stop:       func(_ *testing.T, name string) { must(c.Stop(name, "shutdown")) },
 		LeavePart:  func(_ *testing.T, name string) { c.LeavePart(name, owner) },

@@ -144,32 +144,6 @@ func (s *suite) awaitEvent(name string) {
 	}
 }
 
-func keep(s *suite) {
-	vm := s.create()
-	if !s.d.Capabilities().Keep {
-		if err := s.d.Keep(s.ctx(), vm.Name); err == nil {
-			s.Error("without the capability, Keep succeeds")
-		}
-		return
-	}
-	for range 2 { // the second time it finds what the first one did
-		if err := s.d.Keep(s.ctx(), vm.Name); err != nil {
-			s.Fatalf("Keep: %v", err)
-		}
-	}
-	s.eventually(func() string {
-		if vm := s.get(vm.Name); vm.State != cloud.StateStopped {
-			return fmt.Sprintf("a kept VM is %s, want %s", vm.State, cloud.StateStopped)
-		}
-		return ""
-	})
-	if s.listed(vm.Name) == nil {
-		s.Error("List lacks the kept VM")
-	}
-	s.delete(vm.Name)
-	s.gone(vm.Name)
-}
-
 // total sums the hosts' room, and checks each host.
 func (s *suite) total() gpuserver.Host {
 	s.Helper()
@@ -237,6 +211,9 @@ func endedContext(s *suite) {
 		"List":     func() error { _, err := s.d.List(ended); return err },
 		"Delete":   func() error { return s.d.Delete(ended, vm.Name) },
 		"Capacity": func() error { _, err := s.d.Capacity(ended); return err },
+	}
+	if s.d.Capabilities().Cards {
+		calls["Cards"] = func() error { _, err := s.d.Cards(ended, s.opts.CardHost, []string{nowhere}); return err }
 	}
 	for name, call := range calls {
 		done := make(chan error, 1)

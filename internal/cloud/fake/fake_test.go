@@ -4,7 +4,10 @@ import (
 	"bytes"
 	"fmt"
 	"runtime"
+	"slices"
 	"testing"
+
+	"github.com/google/go-cmp/cmp"
 
 	"gpuserver"
 	"gpuserver/internal/cloud"
@@ -46,12 +49,16 @@ func options(c *fake.Cloud, hosts []gpuserver.Host) cloudtest.Options {
 				must(t, c.Write(name, bytes.Repeat([]byte("x"), 4096)))
 			}
 		},
+		Cards: []string{"0000:27:00.0", "0000:44:00.0"}, CardHost: "a",
 		Shrink: func(t *testing.T) { c.SetHosts(nil); t.Cleanup(func() { c.SetHosts(hosts) }) },
 	}
 }
 
 var twoHosts = []gpuserver.Host{
-	{Name: "a", VCPUs: 16, MemoryMiB: 1 << 15, DiskGiB: 100, MaxVMs: 8},
+	{Name: "a", VCPUs: 16, MemoryMiB: 1 << 15, DiskGiB: 100, MaxVMs: 8, Slots: []gpuserver.Slot{
+		{Group: 19, Cards: []gpuserver.Card{{Address: "0000:27:00.0", Model: "v100"}, {Address: "0000:28:00.0", Model: "v100"}}},
+		{Group: 32, Cards: []gpuserver.Card{{Address: "0000:44:00.0", Model: "v100"}}},
+	}},
 	{Name: "b", VCPUs: 16, MemoryMiB: 1 << 15, DiskGiB: 100},
 }
 
@@ -59,6 +66,36 @@ func TestConformance(t *testing.T) {
 	c := fake.NewCloud(fake.Config{Hosts: twoHosts})
 	defer c.Close()
 	cloudtest.Run(t, func(*testing.T) cloud.Driver { return c.Open(owner) }, options(c, twoHosts))
+}
+
+// A cloud that chooses the cards gives those with the lowest addresses first, and
+// tells how many it has, not where they are.
+func TestConformanceOfACloudThatChooses(t *testing.T) {
+	c := fake.NewCloud(fake.Config{Hosts: twoHosts, Capabilities: &cloud.Capabilities{Keep: true, Console: true, Events: true, Accelerated: true}})
+	defer c.Close()
+	opts := options(c, twoHosts)
+	opts.CardFlavor = flavor
+	opts.CardFlavor.GPUs = gpuserver.GPUs{Model: "v100", Count: 1}
+	cloudtest.Run(t, func(*testing.T) cloud.Driver { return c.Open(owner) }, opts)
+	d := c.Open(owner)
+	defer d.Close()
+	hosts, err := d.Capacity(t.Context())
+	one := gpuserver.Slot{NUMANode: -1, Cards: []gpuserver.Card{{Model: "v100"}}}
+	want := []gpuserver.Slot{one, one, one}
+	want[1].Group, want[2].Group = 1, 2
+	if diff := cmp.Diff(want, hosts[0].Slots); diff != "" || err != nil {
+		t.Errorf("%v; slots (-want +got):\n%s", err, diff)
+	}
+	for i, card := range []string{"0000:27:00.0", "0000:28:00.0"} {
+		s := spec(fmt.Sprint("chosen-", i))
+		s.Flavor = opts.CardFlavor
+		if _, err := d.Create(t.Context(), s); err != nil {
+			t.Fatal(err)
+		}
+		if made, _ := c.Spec(s.Name); !slices.Equal(made.Devices, []string{card}) {
+			t.Errorf("VM %d got %v, want %s", i, made.Devices, card)
+		}
+	}
 }
 
 // 5,000 VMs must fit beside a benchmark: nothing but their specs is kept, and

@@ -65,9 +65,51 @@ func (c *Cloud) capacity() []gpuserver.Host {
 		if t.MaxVMs > 0 {
 			t.MaxVMs = max(t.MaxVMs, h.used.vms)
 		}
+		if !c.cfg.Capabilities.Cards {
+			t.Slots = counted(t.Slots)
+		}
 		hosts[i] = t
 	}
 	return hosts
+}
+
+// counted gives a slot without an address for each card, as a cloud does that
+// chooses the cards itself.
+func counted(slots []gpuserver.Slot) (all []gpuserver.Slot) {
+	for _, s := range slots {
+		for _, card := range s.Cards {
+			all = append(all, gpuserver.Slot{Group: len(all), NUMANode: -1, Cards: []gpuserver.Card{{Model: card.Model}}})
+		}
+	}
+	return all
+}
+
+// chooseCards gives the cards of a VM where the cloud chooses them: those with
+// the lowest addresses that no other VM has, whatever their state. The caller
+// holds mu.
+func (c *Cloud) chooseCards(h *host, spec cloud.Spec) (chosen []string, err error) {
+	var free []string
+	for _, s := range h.total.Slots {
+		for _, card := range s.Cards {
+			if card.Model == spec.Flavor.GPUs.Model && !c.inUse(h, card.Address) {
+				free = append(free, card.Address)
+			}
+		}
+	}
+	slices.Sort(free)
+	if n := spec.Flavor.GPUs.Count; len(free) >= n {
+		return free[:n], nil
+	}
+	return nil, gpuserver.Errorf(gpuserver.KindCapacity, "host %s has %d free cards of model %s; VM %s needs %d", h.name, len(free), spec.Flavor.GPUs.Model, spec.Name, spec.Flavor.GPUs.Count)
+}
+
+func (c *Cloud) inUse(h *host, address string) bool {
+	for _, m := range c.machines {
+		if m.host == h && slices.Contains(m.spec.Devices, address) {
+			return true
+		}
+	}
+	return false
 }
 
 // hostFor gives the host that the spec names, or the first one with room if it

@@ -90,7 +90,8 @@ func (c *Cloud) Close() {
 // VMs gives all VMs, foreign ones too, in the order of their creation.
 func (c *Cloud) VMs() []cloud.VM { return c.list(func(string) bool { return true }) }
 
-// Spec gives what a VM was made of.
+// Spec gives what a VM was made of; its Devices are those that it has, also where
+// the cloud chose them.
 func (c *Cloud) Spec(name string) (cloud.Spec, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -168,7 +169,9 @@ func (c *Cloud) create(spec cloud.Spec) (cloud.VM, error) {
 		return cloud.VM{}, gpuserver.Errorf(gpuserver.KindConflict, "cloud %s: a VM named %s, or a part of one, exists already", c.cfg.Name, spec.Name)
 	}
 	h, err := c.hostFor(spec)
-	if err == nil {
+	if err == nil && !c.cfg.Capabilities.Cards {
+		spec.Devices, err = c.chooseCards(h, spec)
+	} else if err == nil {
 		err = c.devicesFree(h, spec)
 	}
 	if err != nil {
@@ -257,6 +260,7 @@ func (c *Cloud) keep(name string, ours func(owner string) bool) error {
 		return c.notOurs("keep", name)
 	}
 	m.stop()
+	m.vm.Kept = true
 	if m.vm.State == cloud.StateRunning {
 		m.vm.State = cloud.StateStopped
 	}

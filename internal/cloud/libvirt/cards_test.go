@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"gpuserver"
+	"gpuserver/internal/cloud"
 	"gpuserver/internal/pci"
 	"gpuserver/internal/pci/pcitest"
 )
@@ -51,5 +52,45 @@ func TestCardsReadTheRealLogWithoutWaiting(t *testing.T) {
 	d.cfg.Kmsg = "/dev/kmsg"
 	if _, err := d.Cards(t.Context(), "", []string{"0000:27:00.0"}); err != nil {
 		t.Error(err)
+	}
+}
+
+// The cards of a VM are nobody else's, also once it is off: its record says so,
+// as libvirt knows nothing of it any more.
+func TestCardsOfAnotherVM(t *testing.T) {
+	cfg := Config{Name: "here", Dir: t.TempDir(), Owner: "us"}
+	d := &Driver{cfg: cfg}
+	write := func(vm string, r record) {
+		t.Helper()
+		if err := os.MkdirAll(cfg.vmDir(vm), 0o700); err != nil {
+			t.Fatal(err)
+		}
+		if err := cfg.writeRecord(vm, r); err != nil {
+			t.Fatal(err)
+		}
+	}
+	write("runs", record{Devices: []string{"0000:27:00.0", "0000:28:00.0"}})
+	write("kept", record{Devices: []string{"0000:44:00.0"}, Kept: true, Started: true})
+	write("without", record{})
+	for _, tt := range []struct {
+		vm, card, say string
+	}{
+		{"new", "0000:28:00.0", "the GPU at 0000:28:00.0 cannot be given to VM new: VM runs has it"},
+		{"new", "0000:44:00.0", "the GPU at 0000:44:00.0 cannot be given to VM new: VM kept is kept because of it"},
+		{"new", "0000:a3:00.0", ""},
+		{"runs", "0000:28:00.0", ""},
+	} {
+		err := d.checkDevices(tt.vm, []string{tt.card})
+		if tt.say == "" {
+			if err != nil {
+				t.Errorf("%s for %s: %v", tt.card, tt.vm, err)
+			}
+		} else if gpuserver.KindOf(err) != gpuserver.KindCapacity || gpuserver.PublicText(err) != tt.say {
+			t.Errorf("%s for %s: %v, want %q", tt.card, tt.vm, err, tt.say)
+		}
+	}
+	r, _, err := cfg.readRecord("kept")
+	if vm := d.describe("kept", r, cloud.StateStopped); err != nil || !vm.Kept {
+		t.Errorf("%v: a kept VM is described as %+v", err, vm)
 	}
 }

@@ -18,7 +18,9 @@ type record struct {
 	DiskBytes int64     `json:"disk_bytes"` // the disk's size as the guest sees it: what is leased
 	VCPUs     int       `json:"vcpus"`
 	MemoryMiB int64     `json:"memory_mib"`
-	Started   bool      `json:"started"` // libvirt accepted it
+	Started   bool      `json:"started"`           // libvirt accepted it
+	Devices   []string  `json:"devices,omitempty"` // the cards that it has, also while it is kept
+	Kept      bool      `json:"kept,omitempty"`    // Keep was called for it
 }
 
 // The files in a VM's folder.

@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
 
 	lv "github.com/digitalocean/go-libvirt"
@@ -95,7 +96,7 @@ func (d *Driver) create(ctx context.Context, spec cloud.Spec) (_ cloud.VM, err e
 	}
 	rec := record{
 		Owner: spec.Owner, UUID: newUUID(), CreatedAt: time.Now().UTC(), DiskBytes: size,
-		VCPUs: spec.Flavor.VCPUs, MemoryMiB: spec.Flavor.MemoryMiB,
+		VCPUs: spec.Flavor.VCPUs, MemoryMiB: spec.Flavor.MemoryMiB, Devices: slices.Clone(spec.Devices),
 	}
 	if err := d.claim(name, rec); err != nil {
 		return cloud.VM{}, err
@@ -158,6 +159,9 @@ func (d *Driver) claim(name string, rec record) error {
 	}
 	err := d.checkRoom(name, rec)
 	if err == nil {
+		err = d.checkDevices(name, rec.Devices)
+	}
+	if err == nil {
 		if e := d.cfg.writeRecord(name, rec); e != nil {
 			err = unavailable("write a VM's record", e)
 		}
@@ -166,6 +170,34 @@ func (d *Driver) claim(name string, rec record) error {
 		err = errors.Join(err, os.RemoveAll(d.cfg.vmDir(name)))
 	}
 	return err
+}
+
+// checkDevices refuses cards that another VM has, also one that is off: a VM is
+// kept so that nobody gets its cards, and libvirt knows of it no more.
+func (d *Driver) checkDevices(name string, devices []string) error {
+	if len(devices) == 0 {
+		return nil
+	}
+	entries, err := os.ReadDir(d.cfg.vmsDir())
+	if err != nil {
+		return unavailable("look at the GPUs of other VMs", err)
+	}
+	for _, e := range entries {
+		rec, _, err := d.cfg.readRecord(e.Name())
+		if err != nil {
+			return unavailable("look at the GPUs of other VMs", err)
+		}
+		i := slices.IndexFunc(devices, func(a string) bool { return slices.Contains(rec.Devices, a) })
+		if i < 0 || e.Name() == name {
+			continue
+		}
+		how := "has it"
+		if rec.Kept {
+			how = "is kept because of it"
+		}
+		return gpuserver.Errorf(gpuserver.KindCapacity, "the GPU at %s cannot be given to VM %s: VM %s %s", devices[i], name, e.Name(), how)
+	}
+	return nil
 }
 
 // makeParts makes the files of a VM.
@@ -277,7 +309,7 @@ func (d *Driver) describe(name string, rec record, state cloud.State) cloud.VM {
 	if id == "" {
 		id = name
 	}
-	return cloud.VM{Name: name, ID: id, Owner: rec.Owner, Host: d.hostName(), State: state, CreatedAt: rec.CreatedAt}
+	return cloud.VM{Name: name, ID: id, Owner: rec.Owner, Host: d.hostName(), State: state, Kept: rec.Kept, CreatedAt: rec.CreatedAt}
 }
 
 // describeDomain describes a VM that has a domain. Ours is one with our record's
@@ -323,13 +355,22 @@ func (d *Driver) Delete(ctx context.Context, name string) error {
 	return nil
 }
 
-// Keep implements cloud.Driver: the domain ends, disk and record stay.
+// Keep implements cloud.Driver: the domain ends, disk and record stay. The record
+// says first that it is kept: it is what holds the cards.
 func (d *Driver) Keep(ctx context.Context, name string) error {
 	end, err := d.own(ctx, name)
 	if err != nil {
 		return err
 	}
 	defer end()
+	rec, found, err := d.cfg.readRecord(name)
+	if err == nil && found && !rec.Kept {
+		rec.Kept = true
+		err = d.cfg.writeRecord(name, rec)
+	}
+	if err != nil {
+		return unavailable("note that "+name+" is kept", err)
+	}
 	return d.destroy(ctx, name)
 }
 
