@@ -142,6 +142,9 @@ type Entry struct {
 	Runner    string            `json:"runner"` // the runner entry that it came from
 	Env       map[string]string `json:"env,omitempty"`
 	SetupInfo []SetupInfo       `json:"setup_info,omitempty"`
+	// Pin is the one card that will do, also while it is out of service: the job
+	// tests it. The zero value: any.
+	Pin Place `json:"pin,omitzero"`
 }
 
 // SetupInfo is shown in the job's first step ("Set up job").

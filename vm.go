@@ -101,6 +101,8 @@ type GuestReport struct {
 	MemPeakMiB    int64     `json:"mem_peak_mib,omitempty"`
 	DiskPeakMiB   int64     `json:"disk_peak_mib,omitempty"`
 	OOMKills      int64     `json:"oom_kills,omitempty"`
+	Gate          string    `json:"gate,omitempty"`       // of its cards before the runner: "passed" or "failed"; "": not told
+	GateAfter     string    `json:"gate_after,omitempty"` // and after the job
 	DiskFull      bool      `json:"disk_full,omitempty"`
 	RunnerVersion string    `json:"runner_version,omitempty"`
 	RunnerExit    *int      `json:"runner_exit,omitempty"`
@@ -149,12 +151,21 @@ type Slot struct {
 	Cards    []Card `json:"cards"`         // the GPUs in it, by address
 	NUMANode int    `json:"numa_node"`     // -1: none, or not known
 	Out      string `json:"out,omitempty"` // why no VM may have it now; "": one may
+	// Testable says that Out is our own word for its cards (cordoned, quarantined,
+	// resting), not its host's: a job that is pinned to one of them may have it.
+	Testable bool `json:"testable,omitempty"`
 }
 
 // Card is one GPU of a slot.
 type Card struct {
 	Address string `json:"address"` // BDF, such as 0000:27:00.0
 	Model   string `json:"model"`   // our own name of the model
+}
+
+// Place is where a card is: on a host, at an address.
+type Place struct {
+	Host    string `json:"host"`
+	Address string `json:"address"` // BDF
 }
 
 // Claim is a slot that a lease takes. It takes the slot whole, whether it uses

@@ -72,6 +72,9 @@ func imageHeld(e gpuserver.Entry, r gpuserver.Reason) *gpuserver.Reason {
 func tooLarge(c *place, f gpuserver.Flavor, n need) *gpuserver.Reason {
 	need := n.amount
 	if c.fitted(n, func(h *host) amount { return h.total }) { // but for the cards
+		if n.pin != (gpuserver.Place{}) {
+			return noSuchCard(c, n)
+		}
 		return noSuchCards(c, f)
 	}
 	nearest, least := c.hosts[0], c.hosts[0].total.lack(need)

@@ -145,8 +145,8 @@ func (h *host) couldHold(n need) bool {
 	if n.gpus.Count == 0 {
 		return true
 	}
-	chosen, _ := h.choose(n.gpus, func(*slot) bool { return true })
-	return chosen != nil
+	chosen, _ := h.choose(n.gpus, n.any)
+	return chosen != nil && (n.pin == (gpuserver.Place{}) || n.pin.Host == h.name)
 }
 
 // fitted reports whether some host's room, as given, holds a need's amounts.
@@ -157,7 +157,7 @@ func (c *place) fitted(n need, room func(*host) amount) bool {
 // couldTake reports whether some host has room for a need.
 func (c *place) couldTake(n need) bool {
 	return slices.ContainsFunc(c.hosts, func(h *host) bool {
-		_, ok := h.fitting(n, (*slot).free)
+		_, ok := h.fitting(n, n.may)
 		return ok && h.room().holds(n.amount)
 	})
 }
@@ -178,7 +178,7 @@ func (c *place) take(n need) (*host, []gpuserver.Claim) {
 		if !h.room().holds(n.amount) {
 			continue
 		}
-		chosen, ok := h.fitting(n, (*slot).free)
+		chosen, ok := h.fitting(n, n.may)
 		if !ok {
 			continue
 		}
@@ -205,7 +205,7 @@ func (c *place) nearest(n need) *host {
 			continue
 		}
 		lack := h.free.lack(n.amount)
-		if _, ok := h.fitting(n, (*slot).free); !ok {
+		if _, ok := h.fitting(n, n.may); !ok {
 			lack++
 		}
 		if lack < least {

@@ -27,6 +27,10 @@
 //   - Once the job that room is kept for is older than UnfairAfter, slots are kept
 //     for it as well, so that it gets the next ones that fit.
 //
+// A job that is pinned to a card takes that card's slot or none. It alone may have
+// a slot that is out of service for its cards' sake, as it is there to test them;
+// what the host says is out, nobody has.
+//
 // So no job waits for ever: where room is kept no younger job starts, and those
 // that run there end. The host is chosen anew for each plan, but while a job
 // waits the choice changes only to one that lacks less, which it does at most
@@ -192,7 +196,7 @@ func (p *Planner) Full() bool {
 			continue
 		}
 		for _, f := range p.s.Flavors {
-			if c.couldTake(need{needs(f), f.GPUs, manners{waste: true, split: true}}) {
+			if c.couldTake(need{amount: needs(f), gpus: f.GPUs, manners: manners{waste: true, split: true}}) {
 				return false
 			}
 		}
@@ -270,7 +274,7 @@ func (p *Planner) open(e gpuserver.Entry) (gpuserver.Flavor, option, *gpuserver.
 	if c == nil {
 		return flavor, option{}, unknownCloud(e)
 	}
-	n := need{amount: needs(flavor), gpus: flavor.GPUs}
+	n := need{amount: needs(flavor), gpus: flavor.GPUs, pin: e.Pin}
 	if !c.couldHold(n) {
 		return flavor, option{}, tooLarge(c, flavor, n)
 	}

@@ -24,6 +24,35 @@ func noSuchCards(c *place, f gpuserver.Flavor) *gpuserver.Reason {
 	}
 }
 
+// noSuchCard is why the card that a job is pinned to is nowhere.
+func noSuchCard(c *place, n need) *gpuserver.Reason {
+	return &gpuserver.Reason{
+		Class: gpuserver.ReasonNoPlace,
+		Text:  fmt.Sprintf("cannot run on cloud %s: host %s has no card at %s any more", c.name, n.pin.Host, n.pin.Address),
+		Help:  "See with gpuserver gpu list which cards there are.",
+	}
+}
+
+// pinTaken is why a job waits for the card that it is pinned to.
+func pinTaken(c *place, h *host, n need) gpuserver.Reason {
+	r := gpuserver.Reason{
+		Class: gpuserver.ReasonCapacity, Text: fmt.Sprintf("waits for the card at %s on cloud %s%s: ", n.pin.Address, c.name, onHost(c, h)),
+		Help: "It starts when that card's group is free.",
+	}
+	for _, s := range h.slots {
+		switch {
+		case !n.pinned(s):
+		case s.taken != nil:
+			r.Text += fmt.Sprintf("group %d is held by %s", s.Group, holder(s.taken))
+		case s.kept && c.head != nil:
+			r.Text += fmt.Sprintf("group %d is kept for job %d", s.Group, c.head.ID)
+		default:
+			r.Text += fmt.Sprintf("group %d is out of service: %s", s.Group, s.Out)
+		}
+	}
+	return r
+}
+
 // count counts a host's cards of a model in slots that may be had.
 func (h *host) count(model string, may func(*slot) bool) (n int) {
 	for _, s := range h.slots {
@@ -53,6 +82,9 @@ func (s *slot) unheld() bool { return s.taken == nil && s.Out == "" }
 
 // noCards is why a job waits for slots on host h.
 func (p *Planner) noCards(c *place, h *host, n need) gpuserver.Reason {
+	if n.pin != (gpuserver.Place{}) {
+		return pinTaken(c, h, n)
+	}
 	what := fmt.Sprintf("waits for %s on cloud %s%s: ", cards(n.gpus), c.name, onHost(c, h))
 	if chosen, unused := h.choose(n.gpus, (*slot).free); chosen != nil {
 		if unused > 0 && !n.waste {

@@ -12,6 +12,7 @@ import (
 type need struct {
 	amount
 	gpus gpuserver.GPUs
+	pin  gpuserver.Place // the one card that will do; the zero value: any
 	manners
 }
 
@@ -30,6 +31,24 @@ type slot struct {
 
 // free reports whether a job for which nothing is kept may have it.
 func (s *slot) free() bool { return s.taken == nil && !s.kept && s.Out == "" }
+
+// may reports whether a need may have a slot. One that is pinned to a card may
+// have that card's, also if it is out for the card's sake, but not if its host
+// says that it is out.
+func (n need) may(s *slot) bool {
+	if n.pin == (gpuserver.Place{}) {
+		return s.free()
+	}
+	return n.pinned(s) && s.taken == nil && !s.kept && (s.Out == "" || s.Testable)
+}
+
+// pinned reports whether a need's card is in a slot.
+func (n need) pinned(s *slot) bool {
+	return slices.ContainsFunc(s.Cards, func(c gpuserver.Card) bool { return c.Address == n.pin.Address })
+}
+
+// any reports whether an empty host would give a need the slot.
+func (n need) any(s *slot) bool { return n.pin == (gpuserver.Place{}) || n.pinned(s) }
 
 // cards gives the slot's cards of a model.
 func (s *slot) cards(model string) (addresses []string) {
@@ -113,6 +132,9 @@ func (h *host) fitting(n need, may func(*slot) bool) (chosen []*slot, ok bool) {
 		return nil, true
 	}
 	chosen, unused := h.choose(n.gpus, may)
+	if n.pin != (gpuserver.Place{}) {
+		return chosen, chosen != nil && h.name == n.pin.Host
+	}
 	if chosen == nil || unused > 0 && !n.waste && unused > h.leastUnused(n.gpus) {
 		return nil, false
 	}
@@ -134,6 +156,9 @@ func claim(chosen []*slot, n need) (claims []gpuserver.Claim) {
 	left := n.gpus.Count
 	for _, s := range chosen {
 		cards := s.cards(n.gpus.Model)
+		slices.SortStableFunc(cards, func(a, b string) int { // the one that it is pinned to first
+			return cmp.Compare(boolInt(b == n.pin.Address), boolInt(a == n.pin.Address))
+		})
 		cards = cards[:min(left, len(cards))]
 		left -= len(cards)
 		s.taken = &TakenSlot{Group: s.Group, VCPUs: int(n.amount[vcpus])}
@@ -142,11 +167,18 @@ func claim(chosen []*slot, n need) (claims []gpuserver.Claim) {
 	return claims
 }
 
+func boolInt(b bool) int {
+	if b {
+		return 1
+	}
+	return 0
+}
+
 // keepSlots keeps, of the host's slots that are free, those that help the head.
 func (h *host) keepSlots(n need) {
 	left := n.gpus.Count
 	for _, s := range h.slots {
-		if cards := len(s.cards(n.gpus.Model)); left > 0 && cards > 0 && s.free() {
+		if cards := len(s.cards(n.gpus.Model)); left > 0 && cards > 0 && s.free() && n.any(s) {
 			s.kept, left = true, left-cards
 		}
 	}

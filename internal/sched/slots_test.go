@@ -198,7 +198,7 @@ func gpuWorld(t *rapid.T) Snapshot {
 			s.Cards = append(s.Cards, gpuserver.Card{Address: fmt.Sprintf("%d.%d", g, c), Model: rapid.SampledFrom(models).Draw(t, "model")})
 		}
 		if rapid.IntRange(0, 7).Draw(t, "out") == 0 {
-			s.Out = "it is broken"
+			s.Out, s.Testable = "it is broken", rapid.Bool().Draw(t, "testable")
 		} else if rapid.IntRange(0, 3).Draw(t, "taken") == 0 {
 			u.Slots = append(u.Slots, TakenSlot{Group: s.Group, VM: "some", VCPUs: 1})
 		}
@@ -217,6 +217,9 @@ func gpuWorld(t *rapid.T) Snapshot {
 		j := gpuserver.Job{ID: gpuserver.JobID(i + 1), QueuedAt: noon.Add(-time.Duration(rapid.IntRange(0, 60).Draw(t, "age")) * time.Minute)}
 		for range rapid.IntRange(1, 2).Draw(t, "entries") {
 			j.Entries = append(j.Entries, gpuserver.Entry{Cloud: "c0", Flavor: rapid.SampledFrom(names).Draw(t, "flavor"), Image: "x"})
+		}
+		if e := &j.Entries[0]; s.Flavors[e.Flavor].GPUs.Count == 1 && rapid.IntRange(0, 3).Draw(t, "pinned") == 0 {
+			e.Pin = gpuserver.Place{Host: rapid.SampledFrom([]string{"h0", "h0", "h1"}).Draw(t, "host"), Address: fmt.Sprintf("%d.%d", rapid.IntRange(0, 8).Draw(t, "slot"), rapid.IntRange(0, 2).Draw(t, "card"))}
 		}
 		s.Waiting = append(s.Waiting, j)
 	}
@@ -247,8 +250,13 @@ func TestSlotsAreSound(t *testing.T) {
 				}
 				has[c.Group] = fmt.Sprint("job ", d.Job)
 				i := slices.IndexFunc(s.Hosts[0].Slots, func(s gpuserver.Slot) bool { return s.Group == c.Group })
-				if s.Hosts[0].Slots[i].Out != "" || len(c.Cards) == 0 {
-					t.Errorf("job %d claims %+v of %+v", d.Job, c, s.Hosts[0].Slots[i])
+				pin := jobByID(s, d.Job).Entries[d.Place.Entry].Pin
+				pinned := pin != gpuserver.Place{}
+				if slot := s.Hosts[0].Slots[i]; slot.Out != "" && !(pinned && slot.Testable) || len(c.Cards) == 0 {
+					t.Errorf("job %d claims %+v of %+v", d.Job, c, slot)
+				}
+				if pinned && (d.Place.Host != pin.Host || !slices.Equal(c.Cards, []string{pin.Address})) {
+					t.Errorf("job %d, pinned to %+v, claims %+v", d.Job, pin, c)
 				}
 				for _, card := range c.Cards {
 					if !slices.Contains(s.Hosts[0].Slots[i].Cards, gpuserver.Card{Address: card, Model: d.Place.Flavor.GPUs.Model}) {
@@ -292,6 +300,53 @@ func TestNoSlotIsWasted(t *testing.T) {
 			}
 		}
 	})
+}
+
+// pin pins a job's entries to a card.
+func pin(j gpuserver.Job, host, address string) gpuserver.Job {
+	for i := range j.Entries {
+		j.Entries[i].Pin = gpuserver.Place{Host: host, Address: address}
+	}
+	return j
+}
+
+// A job that is pinned to a card gets that one, also out of service, or waits for
+// it and says for what.
+func TestPinnedToACard(t *testing.T) {
+	ours, hosts := seed(), seed()
+	for i := range ours.Slots {
+		ours.Slots[i].Out, ours.Slots[i].Testable = "card 5 is quarantined", true
+		hosts.Slots[i].Out = "the driver nouveau holds it"
+	}
+	for _, tt := range []struct {
+		name string
+		host gpuserver.Host
+		used []Use
+		jobs []gpuserver.Job
+		want string
+	}{
+		{"of a pair, while singles are free", seed(), nil, []gpuserver.Job{pin(job(1, 9, "local/one"), "a", "28")}, "1 19:28"},
+		{"out of service, for its own sake only", ours, nil, []gpuserver.Job{pin(job(1, 9, "local/one"), "a", "a3"), job(2, 8, "local/one")}, `
+1 75:a3
+2 capacity: waits for 1 card of model v100 on cloud local: 0 of 6 cards are free; group 19 is out of service: card 5 is quarantined; group 32 is out of service: card 5 is quarantined; group 75 is out of service: card 5 is quarantined; group 87 is out of service: card 5 is quarantined; no job is ahead`},
+		{
+			"out of service by its host", hosts, nil,
+			[]gpuserver.Job{pin(job(1, 9, "local/one"), "a", "44")},
+			"1 capacity: waits for the card at 44 on cloud local: group 32 is out of service: the driver nouveau holds it; no job is ahead",
+		},
+		{
+			"held", seed(), held(map[int]int{32: 20}),
+			[]gpuserver.Job{pin(job(1, 40, "local/one"), "a", "44")},
+			"1 capacity: waits for the card at 44 on cloud local: group 32 is held by VM gs-32 until 12:20:00 UTC at the latest; no job is ahead",
+		},
+		{"nowhere", seed(), nil, []gpuserver.Job{pin(job(1, 9, "local/one"), "a", "99")}, "1 no_place: cannot run on cloud local: host a has no card at 99 any more"},
+		{"on a host that is not there", seed(), nil, []gpuserver.Job{pin(job(1, 9, "local/one"), "b", "44")}, "1 no_place: cannot run on cloud local: host b has no card at 44 any more"},
+	} {
+		got := claims(Plan(Snapshot{Hosts: []gpuserver.Host{tt.host}, Used: tt.used, Flavors: gpuFlavors, Waiting: tt.jobs}, noon))
+		if diff := cmp.Diff(strings.TrimSpace(tt.want), strings.TrimSpace(got)); diff != "" {
+			t.Errorf("%s (-want +got):\n%s", tt.name, diff)
+		}
+	}
 }
 
 // No kind starves: however many of another kind come, each job starts within the
