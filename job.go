@@ -178,4 +178,5 @@ const (
 	ReasonNoPlace     ReasonClass = "no_place"     // the entry matches, but names nothing that we have
 	ReasonConfig      ReasonClass = "config"       // a configuration file cannot be read
 	ReasonGaveUp      ReasonClass = "gave_up"      // too many VMs failed
+	ReasonGPU         ReasonClass = "gpu"          // a GPU failed while it ran
 )

@@ -15,6 +15,8 @@ const (
 	VMBusy     VMState = "busy"     // the forge says that its runner has a job
 	VMDraining VMState = "draining" // the runner is being deleted, so that no job can start any more
 	VMDeleting VMState = "deleting" // the cloud is asked to delete it
+	VMKeeping  VMState = "keeping"  // its cards failed, and the cloud chose them: it is being stopped, to hold them
+	VMKept     VMState = "kept"     // off, and holds its cards until they may be used again
 	VMGone     VMState = "gone"     // verified gone; its lease is released in the same commit
 )
 
@@ -29,7 +31,9 @@ var VMMoves = map[VMState][]VMState{
 	VMBooting:  {VMReady, VMBusy, VMDraining, VMDeleting},
 	VMReady:    {VMBusy, VMDraining, VMDeleting},
 	VMBusy:     {VMDraining, VMDeleting},
-	VMDraining: {VMBusy, VMDeleting},
+	VMDraining: {VMBusy, VMDeleting, VMKeeping},
+	VMKeeping:  {VMKept, VMDeleting},
+	VMKept:     {VMDeleting},
 	VMDeleting: {VMGone},
 	VMGone:     {},
 }

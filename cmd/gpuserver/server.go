@@ -136,6 +136,7 @@ func (s *server) newFleet(ctx context.Context) (*fleet.Fleet, error) {
 	j, r := s.cfg.Jobs, s.cfg.Reconcile
 	o := fleet.Options{
 		DB: s.db, Clouds: s.clouds, Forges: map[string]fleet.Forge{}, Flavors: s.cfg.FlavorMap(), Name: s.cfg.Server.Name,
+		Models: s.cfg.Models(), Places: places(s.cfg),
 		AgentURL:  func(string) string { return s.cfg.AgentURL() },
 		OutputDir: filepath.Join(string(s.cfg.Server.DataDir), "output"),
 		Admit:     s.admission.Admit, Reread: s.intake.Apply, Repaired: s.repaired, BackfillFor: j.BackfillFor, Log: s.log,

@@ -196,6 +196,10 @@ func (w *Writer) want(j gpuserver.Job, c store.Check, now time.Time) (*forge.Che
 	case gpuserver.JobReceived, gpuserver.JobQueued, gpuserver.JobStarting:
 		return w.wantWait(j, c, now)
 	case gpuserver.JobRunning, gpuserver.JobDone:
+		if j.State == gpuserver.JobDone && j.Reason.Class == gpuserver.ReasonGPU {
+			k = told(j, "completed", "neutral", "A GPU failed")
+			break
+		}
 		if c.CheckID == 0 || c.Concluded && c.Class == j.Reason.Class {
 			return nil, 0
 		}

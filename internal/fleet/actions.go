@@ -78,6 +78,11 @@ func (f *Fleet) DeleteVM(ctx context.Context, id gpuserver.VMID, by string) erro
 			return gpuserver.Errorf(gpuserver.KindConflict, "VM %s is gone already", v.Name)
 		case gpuserver.VMDeleting, gpuserver.VMDraining:
 			return nil
+		case gpuserver.VMKeeping, gpuserver.VMKept:
+			if err := tx.MoveVM(&v, gpuserver.VMDeleting, why); err != nil {
+				return err
+			}
+			return f.deleteCalled(tx, v)
 		case gpuserver.VMBusy:
 			if err := f.endLocal(tx, v, "cancelled", why); err != nil {
 				return err

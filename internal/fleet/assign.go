@@ -112,9 +112,10 @@ func (f *Fleet) assign(tx *store.Tx, j gpuserver.Job) ([]gpuserver.VMID, error) 
 	if v.JobDeadline.IsZero() { // else it runs since the forge said "busy"
 		v.JobDeadline = at.Add(f.timeLimit(v.Flavor))
 	}
-	if v.State == gpuserver.VMDeleting || v.State == gpuserver.VMBusy { // busy: deleting its runner told so before the event
+	switch v.State {
+	case gpuserver.VMDeleting, gpuserver.VMKeeping, gpuserver.VMKept, gpuserver.VMBusy: // busy: deleting its runner told so before the event
 		err = tx.SaveVM(&v)
-	} else {
+	default:
 		err = tx.MoveVM(&v, gpuserver.VMBusy, "the forge says that it runs "+j.Name)
 	}
 	if err != nil {
@@ -250,6 +251,10 @@ func (f *Fleet) finish(tx *store.Tx, j gpuserver.Job) ([]gpuserver.VMID, error) 
 			if err := f.takeDown(tx, j, v); err != nil {
 				return nil, err
 			}
+			v.Assigned = j.ID
+			if err := f.noteGPU(tx, j.ID, v); err != nil {
+				return nil, err
+			}
 			woken = append(woken, v.ID)
 		case err != nil && gpuserver.KindOf(err) != gpuserver.KindNotFound:
 			return nil, err
@@ -275,7 +280,7 @@ func (f *Fleet) takeDown(tx *store.Tx, j gpuserver.Job, v gpuserver.VM) error {
 	first := v.Assigned == 0
 	v.Assigned, v.Runner.State, v.Reason = j.ID, gpuserver.RunnerDeleted, "its job ended: "+j.Conclusion
 	switch v.State {
-	case gpuserver.VMDeleting:
+	case gpuserver.VMDeleting, gpuserver.VMKeeping, gpuserver.VMKept:
 		return nil
 	case gpuserver.VMLeased, gpuserver.VMCreating:
 		// A create may be under way; the draining step comes after its outcome.
@@ -325,10 +330,11 @@ func jobPhases(tx *store.Tx, j gpuserver.Job, v gpuserver.VM) error {
 // failure says why a VM failed before its job began, and what follows.
 type failure struct {
 	why    string
-	class  gpuserver.ReasonClass // of the job's reason; ReasonRetry if empty
-	counts bool                  // it counts against the job's retries
-	avoid  bool                  // this entry is passed over for a while
-	image  bool                  // it may be the image's fault
+	class  gpuserver.ReasonClass               // of the job's reason; ReasonRetry if empty
+	counts bool                                // it counts against the job's retries
+	avoid  bool                                // this entry is passed over for a while
+	image  bool                                // it may be the image's fault
+	also   func(*store.Tx, gpuserver.VM) error // what else is committed with it; nil: nothing
 }
 
 // endedIdle follows the end of a runner or VM that had no job by all that we
@@ -400,7 +406,7 @@ func (f *Fleet) fail(ctx context.Context, v gpuserver.VM, x failure) {
 	}
 	err := f.DB.Update(context.WithoutCancel(ctx), func(tx *store.Tx) error {
 		v, err := tx.VM(v.ID)
-		if err != nil || v.Assigned != 0 || v.State == gpuserver.VMDraining || v.State == gpuserver.VMDeleting || !v.State.Alive() {
+		if err != nil || v.Assigned != 0 || ending(v.State) {
 			return err
 		}
 		v.Reason = x.why
@@ -412,9 +418,23 @@ func (f *Fleet) fail(ctx context.Context, v gpuserver.VM, x failure) {
 				return err
 			}
 		}
+		if x.also != nil {
+			if err := x.also(tx, v); err != nil {
+				return err
+			}
+		}
 		return f.requeue(tx, v, x)
 	})
 	f.Log.Warn("VM failed", "vm", v.Name, "job", v.MadeFor, "why", x.why, "err", err)
+}
+
+// ending reports whether a VM in a state is being taken down, or kept, or is gone.
+func ending(s gpuserver.VMState) bool {
+	switch s {
+	case gpuserver.VMDraining, gpuserver.VMDeleting, gpuserver.VMKeeping, gpuserver.VMKept:
+		return true
+	}
+	return !s.Alive()
 }
 
 func (f *Fleet) countImage(tx *store.Tx, v gpuserver.VM, why string) error {

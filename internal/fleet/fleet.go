@@ -24,6 +24,7 @@ import (
 	"gpuserver/internal/cloud"
 	"gpuserver/internal/forge"
 	"gpuserver/internal/guest"
+	"gpuserver/internal/health"
 	"gpuserver/internal/store"
 	"gpuserver/internal/workqueue"
 )
@@ -56,10 +57,16 @@ type Limits struct {
 
 // Options are what a fleet is made of.
 type Options struct {
-	DB       *store.DB
-	Clouds   []cloud.Driver
-	Forges   map[string]Forge
-	Flavors  map[string]gpuserver.Flavor
+	DB      *store.DB
+	Clouds  []cloud.Driver
+	Forges  map[string]Forge
+	Flavors map[string]gpuserver.Flavor
+	// Models are our names of GPU models by PCI vendor and device number
+	// ("10de:1db4"), and Places is where a command may run: every flavor and image
+	// on the clouds that have them. A test of a GPU picks from these.
+	Models   map[string]string
+	Places   []gpuserver.Entry
+	Health   health.Policy                 // what a card's strikes lead to
 	Name     string                        // of this installation; begins every VM's name
 	AgentURL func(cloudName string) string // where guests of a cloud reach the agent listener
 	// OutputDir holds the output of local jobs.
@@ -96,6 +103,7 @@ type Fleet struct {
 	hosts    map[string][]gpuserver.Host   // last good capacity by cloud
 	since    map[string]time.Time          // when a cloud went up or down
 	absent   map[gpuserver.JobID]time.Time // jobs that their forge did not know when it was asked, since when
+	looked   map[place]looked              // cards, before or after their last VM
 	draining bool
 
 	calls map[string]chan struct{} // limits of concurrent calls, by forge or cloud
@@ -113,7 +121,7 @@ func New(ctx context.Context, o Options) (*Fleet, error) {
 	f := &Fleet{
 		Options: o, clouds: map[string]cloud.Driver{}, replan: make(chan struct{}, 1), jobs: make(chan struct{}, 1),
 		secrets: map[gpuserver.VMID]secret{}, beats: map[gpuserver.VMID]time.Time{}, avoid: map[avoidKey]avoided{},
-		down: map[string]gpuserver.Reason{}, hosts: map[string][]gpuserver.Host{}, since: map[string]time.Time{}, absent: map[gpuserver.JobID]time.Time{}, calls: map[string]chan struct{}{},
+		down: map[string]gpuserver.Reason{}, hosts: map[string][]gpuserver.Host{}, since: map[string]time.Time{}, absent: map[gpuserver.JobID]time.Time{}, looked: map[place]looked{}, calls: map[string]chan struct{}{},
 		out: newOutputs(o.OutputDir),
 	}
 	for _, c := range o.Clouds {
@@ -204,6 +212,8 @@ func (f *Fleet) takeUp(ctx context.Context) error {
 func (f *Fleet) changed(cs []store.Change) {
 	for _, c := range cs {
 		switch {
+		case c.GPU != 0:
+			f.wakePlanner()
 		case c.VM != 0:
 			f.queue.Add(key{vm: c.VM})
 			if c.VMState == gpuserver.VMGone {

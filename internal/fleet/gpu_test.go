@@ -53,7 +53,7 @@ func TestGPUsOfAJob(t *testing.T) {
 			}
 		}
 		v := b.vm(b.read(ids[0]).VM)
-		if d := v.BootDeadline.Sub(v.StateAt); d != 5*time.Minute+2*time.Second { // it has 1 GiB
+		if d := v.BootDeadline.Sub(v.StateAt); d != 5*time.Minute+2*time.Second+2*time.Minute { // it has 1 GiB, and checks its cards
 			t.Errorf("a VM with cards may boot for %s", d)
 		}
 		b.pass(time.Minute)

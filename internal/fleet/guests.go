@@ -79,7 +79,18 @@ func (f *Fleet) report(ctx context.Context, id gpuserver.VMID, h guest.Heartbeat
 		if err := f.phases(tx, v, before, h); err != nil {
 			return err
 		}
+		if h.Gate != nil && h.Phase == phaseGate && awaitsGate(v) {
+			return f.gateBefore(tx, &v, *h.Gate)
+		}
+		if h.Gate != nil && h.Phase == phaseExited && len(v.Claims) > 0 && v.Guest.Gate != gateFailed && v.Guest.GateAfter == "" {
+			if err := f.gateAfter(tx, &v, *h.Gate); err != nil {
+				return err
+			}
+		}
 		switch {
+		case h.Phase == phaseRunner && awaitsGate(v):
+			after = failure{why: "the VM's agent started the runner and reported no check of its GPUs; is the image older than this server?", counts: true, image: true}
+			return tx.SaveVM(&v)
 		case h.RunnerExit != nil && before.RunnerExit == nil:
 			after, err = f.runnerEnded(tx, &v, h)
 			return err
@@ -101,6 +112,7 @@ func (f *Fleet) report(ctx context.Context, id gpuserver.VMID, h guest.Heartbeat
 // The phases that an agent reports.
 const (
 	phaseAgent   = "agent"
+	phaseGate    = "gate"
 	phaseRunner  = "runner"
 	phaseStarted = "job_started"
 	phaseExited  = "exited"

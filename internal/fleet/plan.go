@@ -148,11 +148,11 @@ func (f *Fleet) decide(ctx context.Context) (todo []sched.Decision, planned map[
 	if err != nil || len(waiting) == 0 {
 		return nil, nil, retryAt, err
 	}
-	s, err := f.snapshot(ctx)
+	now := time.Now().UTC()
+	s, retryAt, err := f.snapshot(ctx, now)
 	if err != nil {
 		return nil, nil, retryAt, err
 	}
-	now := time.Now().UTC()
 	planner := sched.NewPlanner(s, now)
 	planned = map[gpuserver.JobID]gpuserver.Job{}
 	for {
@@ -212,6 +212,15 @@ func (f *Fleet) carryOut(tx *store.Tx, d sched.Decision, planned gpuserver.Job) 
 		return err
 	}
 	f.keepSecret(v.ID, secret{token: token})
+	cards, err := f.cardsOf(tx, v)
+	if err != nil {
+		return err
+	}
+	for _, g := range cards {
+		if err := tx.AddVMGPU(v.ID, g.ID); err != nil {
+			return err
+		}
+	}
 	j.VM, j.Reason, j.NextTryAt = v.ID, startingReason(v), time.Time{}
 	return tx.MoveJob(&j, gpuserver.JobStarting, "on "+v.Cloud+"/"+v.Host+" as "+v.Name)
 }
@@ -235,8 +244,10 @@ func (f *Fleet) waiting(ctx context.Context, last *gpuserver.Job) (jobs []gpuser
 	return jobs, err
 }
 
-// snapshot gives what a plan depends on beside the jobs.
-func (f *Fleet) snapshot(ctx context.Context) (s sched.Snapshot, err error) {
+// snapshot gives what a plan depends on beside the jobs, and when the first card
+// that rests may be had again; zero: none rests.
+func (f *Fleet) snapshot(ctx context.Context, now time.Time) (s sched.Snapshot, back time.Time, err error) {
+	var cards []gpuserver.GPU
 	s = sched.Snapshot{Flavors: f.Flavors, HeldImages: map[string]gpuserver.Reason{}, CloudDown: map[string]gpuserver.Reason{}, Patience: f.BackfillFor}
 	err = f.DB.View(ctx, func(tx *store.Tx) error {
 		us, err := tx.Usages()
@@ -256,6 +267,9 @@ func (f *Fleet) snapshot(ctx context.Context) (s sched.Snapshot, err error) {
 				s.HeldImages[h.Name] = gpuserver.Reason{Class: gpuserver.ReasonImageHeld, Text: h.Reason, Help: "the operator releases it (gpuserver image release " + h.Name + ")"}
 			}
 		}
+		if err == nil {
+			cards, err = tx.GPUs()
+		}
 		return err
 	})
 	f.mu.Lock()
@@ -269,7 +283,8 @@ func (f *Fleet) snapshot(ctx context.Context) (s sched.Snapshot, err error) {
 		}
 		s.Hosts = append(s.Hosts, f.hosts[name]...)
 	}
-	return s, err
+	s.Hosts, back = takeOut(s.Hosts, cards, now)
+	return s, back, err
 }
 
 // passOver drops the entries of j that a cloud refused a moment ago; if none is
@@ -310,6 +325,9 @@ func (f *Fleet) refreshCapacity(ctx context.Context, c cloud.Driver) {
 	hosts, err := c.Capacity(cctx)
 	if ctx.Err() != nil {
 		return
+	}
+	if err == nil {
+		f.refreshCards(ctx, c, hosts) // first: a card that is dead is given to nobody
 	}
 	f.mu.Lock()
 	defer f.mu.Unlock()

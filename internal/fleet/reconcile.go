@@ -84,6 +84,12 @@ func (f *Fleet) watchCloud(ctx context.Context, c cloud.Driver) {
 func (f *Fleet) stopped(ctx context.Context, v gpuserver.VM, x failure) {
 	switch v.State {
 	case gpuserver.VMBooting, gpuserver.VMReady:
+		if f.readGate(ctx, v) {
+			return
+		}
+		if x.image {
+			x.also = f.noReport
+		}
 		x.why += " before it had a job"
 		f.endedIdle(ctx, v, x)
 	case gpuserver.VMBusy:
@@ -132,6 +138,10 @@ func (f *Fleet) compareCloud(ctx context.Context, c cloud.Driver) {
 		if rows[name] || ctx.Err() != nil {
 			continue
 		}
+		if there[name].Kept {
+			f.Log.Warn("a kept VM that we know nothing of is left alone; delete it on its cloud once its GPU is well", "vm", name, "cloud", c.Name())
+			continue
+		}
 		if _, err := c.Get(ctx, name); gpuserver.KindOf(err) == gpuserver.KindNotFound {
 			continue // deleted since it was listed
 		}
@@ -149,6 +159,9 @@ func (f *Fleet) compareCloud(ctx context.Context, c cloud.Driver) {
 func (f *Fleet) compareVM(ctx context.Context, c cloud.Driver, v gpuserver.VM, there map[string]cloud.VM) {
 	switch v.State {
 	case gpuserver.VMBooting, gpuserver.VMReady, gpuserver.VMBusy:
+	case gpuserver.VMKept:
+		f.compareKept(ctx, c, v, there)
+		return
 	default:
 		return
 	}
@@ -169,6 +182,19 @@ func (f *Fleet) compareVM(ctx context.Context, c cloud.Driver, v gpuserver.VM, t
 	default:
 		f.stopped(ctx, v, lost("the VM was lost: it is off"))
 	}
+	f.repaired("lost_vm")
+}
+
+// compareKept closes a row whose kept VM somebody deleted: it holds its card no
+// more.
+func (f *Fleet) compareKept(ctx context.Context, c cloud.Driver, v gpuserver.VM, there map[string]cloud.VM) {
+	if _, ok := there[v.Name]; ok {
+		return
+	}
+	if _, err := c.Get(ctx, v.Name); gpuserver.KindOf(err) != gpuserver.KindNotFound {
+		return
+	}
+	_ = f.move(ctx, &v, gpuserver.VMDeleting, "the kept VM was lost: "+c.Name()+" no longer has it", nil, func(tx *store.Tx) error { return f.deleteCalled(tx, v) })
 	f.repaired("lost_vm")
 }
 
@@ -294,7 +320,7 @@ func (f *Fleet) compareScope(ctx context.Context, name string, fg Forge, scope f
 	err = f.DB.View(ctx, func(tx *store.Tx) error {
 		alive, err := tx.AliveVMs()
 		for _, v := range alive {
-			keep[v.Runner.Name] = true
+			keep[v.Runner.Name] = v.State != gpuserver.VMKept
 		}
 		return err
 	})

@@ -41,6 +41,10 @@ func (f *Fleet) stepVM(ctx context.Context, id gpuserver.VMID) time.Duration {
 		return f.drain(ctx, v)
 	case gpuserver.VMDeleting:
 		return f.delete(ctx, v)
+	case gpuserver.VMKeeping:
+		return f.keep(ctx, v)
+	case gpuserver.VMKept:
+		return f.awaitCards(ctx, v)
 	}
 	return 0
 }
@@ -115,7 +119,7 @@ func (f *Fleet) laterWith(ctx context.Context, v gpuserver.VM, err error, set fu
 		}
 		v.Tries++
 		v.NextTryAt = tx.Now.Add(pause)
-		if v.State != gpuserver.VMDraining && v.State != gpuserver.VMDeleting { // these keep why the VM ends
+		if v.State != gpuserver.VMDraining && v.State != gpuserver.VMDeleting && v.State != gpuserver.VMKeeping { // these keep why the VM ends
 			v.Reason = gpuserver.PublicText(err)
 		}
 		if err := tx.SaveVM(&v); err != nil || v.State != gpuserver.VMLeased {
@@ -152,7 +156,10 @@ func (f *Fleet) create(ctx context.Context, v gpuserver.VM, job gpuserver.Job) t
 			return f.startOver(ctx, v, job)
 		}
 	}
-	spec, err := f.spec(v, job, s)
+	if pause, ok := f.cardsReady(ctx, v, drv); !ok {
+		return pause
+	}
+	spec, err := f.spec(ctx, v, job, s)
 	if err != nil {
 		f.fail(ctx, v, failure{why: gpuserver.PublicText(err), counts: true})
 		return 0
@@ -223,7 +230,7 @@ func (f *Fleet) startOver(ctx context.Context, v gpuserver.VM, job gpuserver.Job
 }
 
 // spec is what the VM is made of.
-func (f *Fleet) spec(v gpuserver.VM, job gpuserver.Job, s secret) (cloud.Spec, error) {
+func (f *Fleet) spec(ctx context.Context, v gpuserver.VM, job gpuserver.Job, s secret) (cloud.Spec, error) {
 	flavor, ok := f.Flavors[v.Flavor]
 	if !ok {
 		return cloud.Spec{}, gpuserver.Errorf(gpuserver.KindInvalid, "the flavor %q is not in the configuration", v.Flavor)
@@ -233,16 +240,16 @@ func (f *Fleet) spec(v gpuserver.VM, job gpuserver.Job, s secret) (cloud.Spec, e
 		JITConfig: s.jit, Command: job.Command, Repo: job.Repo, RunID: job.RunID, RunAttempt: job.RunAttempt,
 		Env: v.Entry.Env, SetupInfo: v.Entry.SetupInfo, MTU: f.Limits.MTU, ReserveMiB: f.Limits.MemoryReserve, Grace: f.Limits.Grace,
 	}
+	var err error
+	if p.Gate, err = f.expectation(ctx, v); err != nil {
+		return cloud.Spec{}, err
+	}
 	data, err := guest.UserData(p)
 	if err != nil {
 		return cloud.Spec{}, err
 	}
-	var cards []string
-	for _, c := range v.Claims {
-		cards = append(cards, c.Cards...)
-	}
 	return cloud.Spec{
-		Name: v.Name, Owner: f.id, Host: v.Host, Flavor: flavor, Image: v.Image, UserData: data, Devices: cards,
+		Name: v.Name, Owner: f.id, Host: v.Host, Flavor: flavor, Image: v.Image, UserData: data, Devices: f.addressesOf(v),
 		Metadata: map[string]string{"gpuserver-owner": f.id, "gpuserver-job": fmt.Sprint(v.MadeFor)},
 	}, nil
 }
@@ -273,7 +280,7 @@ func (f *Fleet) bootTimeout(drv cloud.Driver, v gpuserver.VM) time.Duration {
 		d *= time.Duration(max(1, f.Limits.EmulationFactor))
 	}
 	if len(v.Claims) > 0 {
-		d += time.Duration(f.Flavors[v.Flavor].MemoryMiB>>10) * pinTime
+		d += time.Duration(f.Flavors[v.Flavor].MemoryMiB>>10)*pinTime + f.gateTimeout(v)
 	}
 	return d
 }
@@ -282,7 +289,10 @@ func (f *Fleet) awaitBoot(ctx context.Context, v gpuserver.VM) time.Duration {
 	if d := time.Until(v.BootDeadline); d > 0 {
 		return d
 	}
-	f.endedIdle(ctx, v, failure{why: fmt.Sprintf("the VM's runner did not start within %s", v.BootDeadline.Sub(v.StateAt).Round(time.Second)), counts: true, image: true})
+	if f.readGate(ctx, v) {
+		return 0
+	}
+	f.endedIdle(ctx, v, failure{why: fmt.Sprintf("the VM's runner did not start within %s", v.BootDeadline.Sub(v.StateAt).Round(time.Second)), counts: true, image: true, also: f.noReport})
 	return endsWithin
 }
 
@@ -383,8 +393,12 @@ func (f *Fleet) drain(ctx context.Context, v gpuserver.VM) time.Duration {
 			}
 		}
 	}
+	to, also := gpuserver.VMDeleting, func(tx *store.Tx) error { return f.deleteCalled(tx, v) }
+	if f.keeps(v) {
+		to, also = gpuserver.VMKeeping, nil
+	}
 	// Compare-and-set: had the forge named a job meanwhile, the VM were busy now.
-	_ = f.move(ctx, &v, gpuserver.VMDeleting, v.Reason, func(v *gpuserver.VM) { v.Runner.State = gpuserver.RunnerDeleted }, func(tx *store.Tx) error { return f.deleteCalled(tx, v) })
+	_ = f.move(ctx, &v, to, v.Reason, func(v *gpuserver.VM) { v.Runner.State = gpuserver.RunnerDeleted }, also)
 	crashpoint.At("drain.commit")
 	return 0
 }
@@ -413,8 +427,14 @@ func (f *Fleet) delete(ctx context.Context, v gpuserver.VM) time.Duration {
 	if !ok {
 		return f.later(ctx, v, gpuserver.Errorf(gpuserver.KindInvalid, "the cloud %q is not in the configuration; put it back until its VMs are deleted", v.Cloud))
 	}
+	if d := f.awaitAfter(ctx, v); d > 0 {
+		return d
+	}
+	f.readAfter(ctx, v)
 	crashpoint.At("delete.before")
+	watched := f.watchReset(ctx, v)
 	err := drv.Delete(context.WithoutCancel(ctx), v.Name)
+	watched()
 	crashpoint.At("delete.effect")
 	if gpuserver.KindOf(err) == gpuserver.KindRefused {
 		// A stranger has our name. It is not ours to delete, and ours is not there.
@@ -424,13 +444,22 @@ func (f *Fleet) delete(ctx context.Context, v gpuserver.VM) time.Duration {
 	if err != nil && gpuserver.KindOf(err) != gpuserver.KindNotFound {
 		return f.later(ctx, v, err)
 	}
-	// It is verified gone. The lease is released in the commit that says so.
+	// It is verified gone. The lease is released in the commit that says so, and
+	// that takes out the cards which are not well after it.
+	j := f.cardsAfter(ctx, v, drv)
 	crashpoint.At("release.before")
 	_ = f.move(ctx, &v, gpuserver.VMGone, v.Reason, nil, func(tx *store.Tx) error {
 		crashpoint.At("release.effect")
+		if _, err := f.hold(tx, v, j); err != nil {
+			return err
+		}
+		if err := f.noteGPU(tx, v.Assigned, v); err != nil {
+			return err
+		}
 		return tx.AddPhase(jobOfVM(v), v.ID, gpuserver.PhaseGone, tx.Now)
 	})
 	crashpoint.At("release.commit")
+	f.remember(v, j)
 	f.forget(v.ID)
 	return 0
 }

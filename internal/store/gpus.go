@@ -145,6 +145,11 @@ func (tx *Tx) AddVMGPU(vm gpuserver.VMID, gpu gpuserver.GPUID) error {
 	return tx.exec(`INSERT OR IGNORE INTO vm_gpus (vm, gpu) VALUES (?,?)`, vm, gpu)
 }
 
+// DropVMGPU takes back that a VM has a card: it turned out to be another.
+func (tx *Tx) DropVMGPU(vm gpuserver.VMID, gpu gpuserver.GPUID) error {
+	return tx.exec(`DELETE FROM vm_gpus WHERE vm = ? AND gpu = ?`, vm, gpu)
+}
+
 // GPUsOfVM gives the cards that a VM has or had, by place.
 func (tx *Tx) GPUsOfVM(v gpuserver.VMID) ([]gpuserver.GPU, error) {
 	return tx.gpus(`JOIN vm_gpus ON gpu = gpus.id WHERE vm = ? ORDER BY cloud, host, address, gpus.id`, v)

@@ -1,0 +1,92 @@
+package fleet
+
+import (
+	"context"
+	"time"
+
+	"gpuserver"
+	"gpuserver/internal/crashpoint"
+	"gpuserver/internal/health"
+	"gpuserver/internal/store"
+)
+
+// Where the cloud chooses the cards, a bad one that is given back is the next
+// one that it gives. So the VM that has it is kept, off, until the card may be
+// used again: after its rest, or once an operator puts it back.
+
+// keeps reports whether a VM whose runner is gone is kept and not deleted.
+func (f *Fleet) keeps(v gpuserver.VM) bool {
+	drv, ok := f.clouds[v.Cloud]
+	return ok && v.Guest.Gate == gateFailed && !drv.Capabilities().Cards && drv.Capabilities().Keep
+}
+
+// keep stops a VM and leaves it there.
+func (f *Fleet) keep(ctx context.Context, v gpuserver.VM) time.Duration {
+	drv, ok := f.clouds[v.Cloud]
+	if !ok {
+		return f.later(ctx, v, gpuserver.Errorf(gpuserver.KindInvalid, "the cloud %q is not in the configuration; put it back until its VMs are deleted", v.Cloud))
+	}
+	crashpoint.At("keep.before")
+	err := drv.Keep(context.WithoutCancel(ctx), v.Name)
+	crashpoint.At("keep.effect")
+	switch gpuserver.KindOf(err) {
+	case "":
+	case gpuserver.KindNotFound, gpuserver.KindRefused, gpuserver.KindInvalid:
+		f.Log.Error("VM cannot be kept", "vm", v.Name, "err", err)
+		_ = f.move(ctx, &v, gpuserver.VMDeleting, v.Reason, nil, func(tx *store.Tx) error { return f.deleteCalled(tx, v) })
+		return 0
+	default:
+		return f.later(ctx, v, err)
+	}
+	_ = f.move(ctx, &v, gpuserver.VMKept, v.Reason, nil, func(tx *store.Tx) error {
+		cards, err := tx.GPUsOfVM(v.ID)
+		for _, g := range cards {
+			if err := tx.AddGPUEvent(gpuserver.GPUEvent{GPU: g.ID, VM: v.ID, Job: v.MadeFor, Kind: gpuKept, Text: v.Name + " is kept, so that " + v.Cloud + " gives the card to no other VM"}); err != nil {
+				return err
+			}
+		}
+		return err
+	})
+	crashpoint.At("keep.commit")
+	return 0
+}
+
+// awaitCards deletes a kept VM once all of its cards may be used again.
+func (f *Fleet) awaitCards(ctx context.Context, v gpuserver.VM) (pause time.Duration) {
+	err := f.change(ctx, &v, func(tx *store.Tx) (err error) {
+		pause, err = f.giveBack(tx, &v)
+		return err
+	})
+	if err != nil && gpuserver.KindOf(err) != gpuserver.KindConflict {
+		f.Log.Error("kept VM cannot be looked at", "vm", v.Name, "err", err)
+		return time.Second
+	}
+	return pause
+}
+
+// giveBack moves a kept VM on to its deletion, if its cards may be used again;
+// else it gives the time after which to look again, 0 if somebody has to act.
+func (f *Fleet) giveBack(tx *store.Tx, v *gpuserver.VM) (time.Duration, error) {
+	cards, err := tx.GPUsOfVM(v.ID)
+	if err != nil {
+		return 0, err
+	}
+	var pause time.Duration
+	for _, g := range cards {
+		why, until := health.Out(g, tx.Now)
+		if why != "" && until.IsZero() {
+			return 0, nil
+		}
+		if why != "" {
+			pause = max(pause, until.Sub(tx.Now))
+		}
+	}
+	if pause > 0 {
+		return pause, nil
+	}
+	v.Reason = "the " + cardNames(cards) + " may be used again"
+	if err := tx.MoveVM(v, gpuserver.VMDeleting, v.Reason); err != nil {
+		return 0, err
+	}
+	return 0, f.deleteCalled(tx, *v)
+}
