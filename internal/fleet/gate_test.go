@@ -50,7 +50,25 @@ func (b *bench) devices(vm gpuserver.VMID) []string {
 // gate has a VM's guest report its cards, with what is wrong with them.
 func (b *bench) gate(vm gpuserver.VMID, findings ...gate.Finding) {
 	b.t.Helper()
-	b.beat(vm, guest.Heartbeat{Phase: "gate", Gate: report(gate.Before, b.devices(vm), findings...)})
+	r := report(gate.Before, b.devices(vm), findings...)
+	for i, e := range b.expected(vm).Cards {
+		r.Cards[i].Host = e.Host
+	}
+	b.beat(vm, guest.Heartbeat{Phase: "gate", Gate: r})
+}
+
+// expected is what a VM's guest was told to find.
+func (b *bench) expected(vm gpuserver.VMID) *gate.Expectation {
+	b.t.Helper()
+	spec, err := b.cloud.Spec(b.vm(vm).Name)
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	p, err := guest.ParseUserData(spec.UserData)
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	return p.Gate
 }
 
 func (b *bench) starting(id gpuserver.JobID) gpuserver.VMID {
@@ -107,16 +125,11 @@ func TestGatePasses(t *testing.T) {
 	gpuBench(t, func(b *bench) {
 		id := b.job("gpu2")
 		vm := b.starting(id)
-		spec, err := b.cloud.Spec(b.vm(vm).Name)
-		if err != nil {
-			t.Fatal(err)
-		}
-		p, err := guest.ParseUserData(spec.UserData)
 		want := &gate.Expectation{Timeout: 2 * time.Minute, Cards: []gate.ExpectedCard{
 			{VendorID: "10de", DeviceID: "1db4", Host: "0000:27:00.0"}, {VendorID: "10de", DeviceID: "1db4", Host: "0000:28:00.0"},
 		}}
-		if d := cmp.Diff(want, p.Gate); d != "" || err != nil {
-			t.Errorf("%v: the guest expects (-want +got):\n%s", err, d)
+		if d := cmp.Diff(want, b.expected(vm)); d != "" {
+			t.Errorf("the guest expects (-want +got):\n%s", d)
 		}
 		b.gate(vm)
 		b.wantVM(vm, gpuserver.VMBooting)
@@ -532,7 +545,7 @@ func tenJobs(b *bench, bad string) {
 			vm := b.starting(id)
 			if cards := b.devices(vm); cards[0] == bad {
 				mine++
-				b.beat(vm, guest.Heartbeat{Phase: "gate", Gate: report(gate.Before, cards, gate.Finding{Host: b.told(vm), Kind: gate.KindXid, Text: "Xid 79"})})
+				b.gate(vm, gate.Finding{Host: b.told(vm), Kind: gate.KindXid, Text: "Xid 79"})
 				continue
 			}
 			b.gate(vm)
@@ -554,13 +567,5 @@ func tenJobs(b *bench, bad string) {
 // told is how a VM's guest was told to call its first card.
 func (b *bench) told(vm gpuserver.VMID) string {
 	b.t.Helper()
-	spec, err := b.cloud.Spec(b.vm(vm).Name)
-	if err != nil {
-		b.t.Fatal(err)
-	}
-	p, err := guest.ParseUserData(spec.UserData)
-	if err != nil {
-		b.t.Fatal(err)
-	}
-	return p.Gate.Cards[0].Host
+	return b.expected(vm).Cards[0].Host
 }
