@@ -40,7 +40,9 @@ func newVMListCommand() *cobra.Command {
 long as they are kept.
 
 States, in the order of a VM's life: leased, creating, booting, ready (its runner
-waits for a job), busy, draining, deleting, gone.
+waits for a job), busy, draining, deleting, gone. On a cloud that chooses the GPUs
+itself, a VM whose GPU failed goes from draining to keeping and kept: it is off, and
+holds the GPU until that may be used again.
 ` + serverHelp,
 		Example: `  gpuserver vm list
   gpuserver vm list --all --limit 20 --output json`,

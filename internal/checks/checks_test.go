@@ -140,6 +140,35 @@ func TestTimeWaitedEndsWithTheStart(t *testing.T) {
 	})
 }
 
+// A GPU that failed is named on the job that it failed, once, also where nothing
+// was told of the job before; and after the word that the job started.
+func TestGPUThatFailedIsTold(t *testing.T) {
+	done := func(f *memForge, move func(gpuserver.JobState, gpuserver.ReasonClass)) {
+		move(gpuserver.JobStarting, gpuserver.ReasonStarting)
+		move(gpuserver.JobRunning, "")
+		time.Sleep(time.Minute)
+		move(gpuserver.JobDone, "")
+		time.Sleep(time.Second)
+		for range 2 {
+			move(gpuserver.JobDone, gpuserver.ReasonGPU)
+		}
+		f.mu.Lock()
+		defer f.mu.Unlock()
+		if f.last.Title != "A GPU failed: because of gpu" {
+			t.Errorf("it says %q", f.last.Title)
+		}
+	}
+	inBubble(t, []string{"1m1s completedneutral 0"}, func(f *memForge, move func(gpuserver.JobState, gpuserver.ReasonClass)) {
+		move(gpuserver.JobQueued, gpuserver.ReasonCapacity)
+		done(f, move)
+	})
+	inBubble(t, []string{"30s queued 0", "1m0s completedneutral 7", "2m1s completedneutral 7"}, func(f *memForge, move func(gpuserver.JobState, gpuserver.ReasonClass)) {
+		move(gpuserver.JobQueued, gpuserver.ReasonCapacity)
+		time.Sleep(time.Minute)
+		done(f, move)
+	})
+}
+
 func TestForeignJobIsNotTold(t *testing.T) {
 	inBubble(t, nil, func(_ *memForge, move func(gpuserver.JobState, gpuserver.ReasonClass)) {
 		move(gpuserver.JobRefused, "")

@@ -78,9 +78,9 @@ func mark(word any) string {
 	switch fmt.Sprint(word) {
 	case "success", "busy", "running", "ready":
 		return "good"
-	case "failure", "failed", "refused", "timed_out", "startup_failure":
+	case "failure", "failed", "refused", "timed_out", "startup_failure", "kept":
 		return "bad"
-	case "queued", "starting", "waiting", "received", "leased", "creating", "booting", "draining", "deleting":
+	case "queued", "starting", "waiting", "received", "leased", "creating", "booting", "draining", "deleting", "keeping":
 		return "wait"
 	}
 	return "dull"

@@ -428,15 +428,6 @@ func (f *Fleet) fail(ctx context.Context, v gpuserver.VM, x failure) {
 	f.Log.Warn("VM failed", "vm", v.Name, "job", v.MadeFor, "why", x.why, "err", err)
 }
 
-// ending reports whether a VM in a state is being taken down, or kept, or is gone.
-func ending(s gpuserver.VMState) bool {
-	switch s {
-	case gpuserver.VMDraining, gpuserver.VMDeleting, gpuserver.VMKeeping, gpuserver.VMKept:
-		return true
-	}
-	return !s.Alive()
-}
-
 func (f *Fleet) countImage(tx *store.Tx, v gpuserver.VM, why string) error {
 	h, err := tx.CountImageFailure(v.Image, f.Limits.HoldImageAfter,
 		fmt.Sprintf("%d VMs in a row of image %s ended without a job; the last: %s", f.Limits.HoldImageAfter, v.Image, why))
@@ -495,21 +486,4 @@ func (f *Fleet) retire(ctx context.Context, v gpuserver.VM, why string) {
 	if err != nil && gpuserver.KindOf(err) != gpuserver.KindConflict {
 		f.Log.Error("VM cannot be retired", "vm", v.Name, "err", err)
 	}
-}
-
-// endLocal ends the job of a `gpuserver run` VM, if v is one.
-func (f *Fleet) endLocal(tx *store.Tx, v gpuserver.VM, conclusion, why string) error {
-	if v.Forge != LocalForge {
-		return nil
-	}
-	j, err := tx.Job(v.MadeFor)
-	if err != nil || j.State.Over() {
-		return err
-	}
-	j.Conclusion, j.EndedAt, j.ForgeState = conclusion, tx.Now, gpuserver.ForgeCompleted
-	j.Reason = gpuserver.Reason{Text: why}
-	if err := tx.MoveJob(&j, gpuserver.JobDone, why); err != nil {
-		return err
-	}
-	return tx.AddPhase(j.ID, v.ID, gpuserver.PhaseJobEnded, tx.Now)
 }

@@ -259,6 +259,23 @@ func (f *Fleet) localEnded(tx *store.Tx, v *gpuserver.VM, status int, verdict, w
 	return f.deleteCalled(tx, *v)
 }
 
+// endLocal ends the job of a `gpuserver run` VM, if v is one.
+func (f *Fleet) endLocal(tx *store.Tx, v gpuserver.VM, conclusion, why string) error {
+	if v.Forge != LocalForge {
+		return nil
+	}
+	j, err := tx.Job(v.MadeFor)
+	if err != nil || j.State.Over() {
+		return err
+	}
+	j.Conclusion, j.EndedAt, j.ForgeState = conclusion, tx.Now, gpuserver.ForgeCompleted
+	j.Reason = gpuserver.Reason{Text: why}
+	if err := tx.MoveJob(&j, gpuserver.JobDone, why); err != nil {
+		return err
+	}
+	return tx.AddPhase(j.ID, v.ID, gpuserver.PhaseJobEnded, tx.Now)
+}
+
 // JobStarted answers the runner's job-started hook: may this run use this VM?
 // A JIT registration binds no job, so this is where access is enforced a
 // second time.

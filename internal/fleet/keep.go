@@ -20,6 +20,15 @@ func (f *Fleet) keeps(v gpuserver.VM) bool {
 	return ok && v.Guest.Gate == gateFailed && !drv.Capabilities().Cards && drv.Capabilities().Keep
 }
 
+// ending reports whether a VM in a state is being taken down, or kept, or is gone.
+func ending(s gpuserver.VMState) bool {
+	switch s {
+	case gpuserver.VMDraining, gpuserver.VMDeleting, gpuserver.VMKeeping, gpuserver.VMKept:
+		return true
+	}
+	return !s.Alive()
+}
+
 // keep stops a VM and leaves it there.
 func (f *Fleet) keep(ctx context.Context, v gpuserver.VM) time.Duration {
 	drv, ok := f.clouds[v.Cloud]
