@@ -16,6 +16,7 @@ import (
 
 	"gpuserver/internal/cloud"
 	"gpuserver/internal/forge/forgetest/runnerclient"
+	"gpuserver/internal/gate"
 	"gpuserver/internal/guest"
 )
 
@@ -65,6 +66,9 @@ type played struct {
 }
 
 func (g *played) run(ctx context.Context) int {
+	if g.payload.Gate != nil {
+		g.beat(ctx, guest.PhaseGate, nil)
+	}
 	g.beat(ctx, "runner", nil)
 	if g.p.NoRunner != nil {
 		return *g.p.NoRunner
@@ -169,7 +173,7 @@ func (g *played) beat(ctx context.Context, phase string, exit *int) {
 	if g.p.Silent {
 		return
 	}
-	g.untold = append(g.untold, guest.Heartbeat{Phase: phase, RunnerExit: exit, AgentVersion: "played"})
+	g.untold = append(g.untold, guest.Heartbeat{Phase: phase, RunnerExit: exit, AgentVersion: "played", Gate: g.gate(phase)})
 	for len(g.untold) > 0 {
 		h := g.untold[0]
 		h.UptimeSeconds = time.Since(g.start).Seconds()
@@ -178,6 +182,21 @@ func (g *played) beat(ctx context.Context, phase string, exit *int) {
 		}
 		g.untold = g.untold[1:]
 	}
+}
+
+// gate finds all cards that the VM was given, and finds them well.
+func (g *played) gate(phase string) *gate.Report {
+	if g.payload.Gate == nil || phase != guest.PhaseGate && phase != guest.PhaseExited {
+		return nil
+	}
+	r := &gate.Report{When: gate.Before, Passed: true}
+	if phase == guest.PhaseExited {
+		r.When = gate.After
+	}
+	for _, c := range g.payload.Gate.Cards {
+		r.Cards = append(r.Cards, gate.Card{VendorID: c.VendorID, DeviceID: c.DeviceID, Host: c.Host})
+	}
+	return r
 }
 
 func must(v any) []byte {
