@@ -107,6 +107,10 @@ func (f *Fleet) refreshCards(ctx context.Context, c cloud.Driver, hosts []gpuser
 		if len(addresses) == 0 {
 			continue
 		}
+		var held map[int]bool
+		if err := f.DB.View(ctx, func(tx *store.Tx) (err error) { held, err = heldSlots(tx, c.Name(), h.Name); return err }); err != nil {
+			return
+		}
 		readings, err := f.readCards(ctx, c, h.Name, addresses)
 		if ctx.Err() != nil {
 			return
@@ -114,7 +118,7 @@ func (f *Fleet) refreshCards(ctx context.Context, c cloud.Driver, hosts []gpuser
 		if err != nil {
 			f.Log.Warn("GPUs cannot be read", "cloud", c.Name(), "host", h.Name, "err", err)
 		}
-		err = f.DB.Update(ctx, func(tx *store.Tx) error { return f.noteCards(tx, c.Name(), h, readings) })
+		err = f.DB.Update(ctx, func(tx *store.Tx) error { return f.noteCards(tx, c.Name(), h, readings, held) })
 		if err != nil && ctx.Err() == nil {
 			f.Log.Error("GPUs cannot be noted", "cloud", c.Name(), "host", h.Name, "err", err)
 		}
@@ -136,15 +140,26 @@ func (f *Fleet) readCards(ctx context.Context, c cloud.Driver, host string, addr
 	return by, nil
 }
 
-func (f *Fleet) noteCards(tx *store.Tx, cloudName string, h gpuserver.Host, readings map[string]pci.Reading) error {
+// heldSlots gives the groups of a host that VMs have.
+func heldSlots(tx *store.Tx, cloudName, host string) (map[int]bool, error) {
+	held := map[int]bool{}
 	uses, err := tx.Usages()
+	for _, u := range uses {
+		for _, s := range u.Slots {
+			if u.Cloud == cloudName && u.Host == host {
+				held[s.Group] = true
+			}
+		}
+	}
+	return held, err
+}
+
+// noteCards commits what a look at a host told; held are the groups that VMs had
+// before it: what is read of a card while it comes or goes with a VM means nothing.
+func (f *Fleet) noteCards(tx *store.Tx, cloudName string, h gpuserver.Host, readings map[string]pci.Reading, held map[int]bool) error {
+	now, err := heldSlots(tx, cloudName, h.Name)
 	if err != nil {
 		return err
-	}
-	held := func(group int) bool {
-		return slices.ContainsFunc(uses, func(u store.Usage) bool {
-			return u.Cloud == cloudName && u.Host == h.Name && slices.ContainsFunc(u.Slots, func(s store.HeldSlot) bool { return s.Group == group })
-		})
 	}
 	for _, s := range h.Slots {
 		for _, card := range s.Cards {
@@ -156,7 +171,7 @@ func (f *Fleet) noteCards(tx *store.Tx, cloudName string, h gpuserver.Host, read
 			if g, err = noteCard(tx, g, card.Model, r); err != nil {
 				return err
 			}
-			if known && r.Present && r.Dead && g.State != gpuserver.GPUQuarantined && !held(s.Group) {
+			if known && r.Present && r.Dead && g.State != gpuserver.GPUQuarantined && !held[s.Group] && !now[s.Group] {
 				if _, err := f.strike(tx, g, gpuserver.VM{}, health.Host(pci.Reading{Address: r.Address, Present: true, Dead: true}, health.Before{})); err != nil {
 					return err
 				}

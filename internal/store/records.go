@@ -243,7 +243,7 @@ func (tx *Tx) SeenRepos(forge string, since time.Time) (rs []SeenRepo, err error
 // Limits bound what the store keeps.
 type Limits struct {
 	Deliveries    time.Duration // ids and bodies of deliveries
-	Jobs          time.Duration // jobs that are over, their VMs and events, and what happened to cards
+	Jobs          time.Duration // jobs that are over, their VMs and events, what happened to cards, and cards that are nowhere
 	MaxDeliveries int           // rows at most, whatever their age
 	MaxBodies     int           // rows with a body at most
 }
@@ -269,6 +269,8 @@ func (db *DB) Prune(ctx context.Context, l Limits) (deleted int64, err error) {
 			{`DELETE FROM leases WHERE vm IN (SELECT id FROM vms WHERE state = 'gone' AND state_at < ? ORDER BY id LIMIT ?)`, []any{old(l.Jobs), batch}},
 			{`DELETE FROM vm_gpus WHERE vm IN (SELECT id FROM vms WHERE state = 'gone' AND state_at < ? ORDER BY id LIMIT ?)`, []any{old(l.Jobs), batch}},
 			{`DELETE FROM gpu_events WHERE id IN (SELECT id FROM gpu_events WHERE at < ? ORDER BY at LIMIT ?)`, []any{old(l.Jobs), batch}},
+			{`DELETE FROM gpus WHERE id IN (SELECT id FROM gpus WHERE address = '' AND last_seen < ? AND (uuid = '' OR state = 'in_service')
+ AND NOT EXISTS (SELECT 1 FROM vm_gpus WHERE gpu = gpus.id) ORDER BY id LIMIT ?)`, []any{old(l.Jobs), batch}},
 			{`DELETE FROM vms WHERE id IN (SELECT id FROM vms WHERE state = 'gone' AND state_at < ? ORDER BY id LIMIT ?)`, []any{old(l.Jobs), batch}},
 			{`DELETE FROM jobs WHERE id IN (SELECT id FROM jobs WHERE ended_at BETWEEN 1 AND ? AND state IN ('done', 'failed', 'refused') ORDER BY ended_at LIMIT ?)`, []any{old(l.Jobs), batch}},
 		} {
