@@ -279,7 +279,7 @@ func (f *Fleet) noteGPU(tx *store.Tx, id gpuserver.JobID, v gpuserver.VM) error 
 	if gpuserver.KindOf(err) == gpuserver.KindNotFound {
 		return nil
 	}
-	if err != nil || j.State != gpuserver.JobDone || j.Reason.Class == gpuserver.ReasonGPU || !slices.Contains([]string{"failure", "timed_out"}, j.Conclusion) {
+	if err != nil || j.Reason.Class == gpuserver.ReasonGPU || !slices.Contains([]string{"failure", "timed_out"}, j.Conclusion) {
 		return err
 	}
 	cards, err := tx.GPUsOfVM(v.ID)

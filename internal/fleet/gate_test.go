@@ -229,6 +229,20 @@ func TestGateReportCountsOnce(t *testing.T) {
 	})
 }
 
+// The first word counts: once its cards passed, a guest cannot take it back, as
+// by then its job may have written it.
+func TestGateIsNotTakenBack(t *testing.T) {
+	gpuBench(t, func(b *bench) {
+		vm := b.starting(b.job("gpu1"))
+		b.gate(vm)
+		for _, phase := range []string{"runner", "gate"} {
+			b.beat(vm, guest.Heartbeat{Phase: phase, Gate: report(gate.Before, nil)})
+			b.wantCard("0000:44:00.0", gpuserver.GPUInService, 0)
+		}
+		b.wantVM(vm, gpuserver.VMReady)
+	})
+}
+
 func TestRunnerWithoutACheck(t *testing.T) {
 	gpuBench(t, func(b *bench) {
 		id := b.job("gpu1")
@@ -369,6 +383,9 @@ func TestReportBeforeTheForgesWord(t *testing.T) {
 		exit := 1
 		r := report(gate.After, []string{"0000:44:00.0"}, gate.Finding{Host: "0000:44:00.0", Kind: gate.KindXid, Text: "Xid 79"})
 		b.beat(vm, guest.Heartbeat{Phase: "exited", RunnerExit: &exit, Gate: r})
+		for _, phase := range []string{"runner", "exited"} { // what is sent twice counts once
+			b.beat(vm, guest.Heartbeat{Phase: phase, RunnerExit: &exit, Gate: r})
+		}
 		b.wantCard("0000:44:00.0", gpuserver.GPUInService, 2)
 		b.done(id, "failure")
 		b.wantVM(vm, gpuserver.VMGone)

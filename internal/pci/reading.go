@@ -1,15 +1,12 @@
 package pci
 
 import (
-	"context"
 	"io/fs"
 	"path"
 	"slices"
 	"strconv"
 	"strings"
 	"time"
-
-	"gpuserver"
 )
 
 // Reading is the state of one card as its host sees it, at one moment. What an
@@ -48,31 +45,9 @@ type LogLine struct {
 }
 
 // ReadCards reads the state of cards from a sysfs tree and the kernel's log; log
-// may be nil: then nothing is known of it. A card that is broken may hold up the
-// kernel for as long as it likes: the error is KindUnavailable once ctx ends, and
-// what was begun ends whenever the kernel lets it.
-func ReadCards(ctx context.Context, sysfs fs.FS, log *Kmsg, addresses []string) ([]Reading, error) {
-	type answer struct {
-		readings []Reading
-		err      error
-	}
-	answers := make(chan answer, 1)
-	go func() {
-		rs, err := readCards(sysfs, log, addresses)
-		answers <- answer{rs, err}
-	}()
-	select {
-	case a := <-answers:
-		return a.readings, a.err
-	case <-ctx.Done():
-		return nil, &gpuserver.Error{
-			Kind: gpuserver.KindUnavailable, Op: "pci: read cards", Err: ctx.Err(),
-			Public: "the GPUs at " + strings.Join(addresses, ", ") + " could not be read in time; one that hangs holds up all that ask for it",
-		}
-	}
-}
-
-func readCards(sysfs fs.FS, log *Kmsg, addresses []string) ([]Reading, error) {
+// may be nil: then nothing is known of it. A card that is being reset, or is
+// broken, may hold up the kernel and with it the call for minutes.
+func ReadCards(sysfs fs.FS, log *Kmsg, addresses []string) ([]Reading, error) {
 	inv, err := Read(sysfs, nil)
 	if err != nil {
 		return nil, err

@@ -1,9 +1,7 @@
 package pci
 
 import (
-	"context"
 	"fmt"
-	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
@@ -12,7 +10,6 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
-	"gpuserver"
 	"gpuserver/internal/pci/pcitest"
 )
 
@@ -33,7 +30,7 @@ func kmsg(t *testing.T, zero time.Time, records ...string) *Kmsg {
 
 func readOne(t *testing.T, root string, log *Kmsg, address string) Reading {
 	t.Helper()
-	rs, err := ReadCards(t.Context(), open(t, root), log, []string{address})
+	rs, err := ReadCards(open(t, root), log, []string{address})
 	if err != nil || len(rs) != 1 {
 		t.Fatalf("%v: %+v", err, rs)
 	}
@@ -166,25 +163,6 @@ func TestLogIsBounded(t *testing.T) {
 	got := readOne(t, pcitest.Write(t, pcitest.Seed("vfio-pci")), kmsg(t, time.Unix(0, 0), records...), "0000:27:00.0").Log
 	if len(got) != maxLines || got[0].At.Unix() != 2*maxLines || len(got[0].Text) != maxText {
 		t.Errorf("%d lines from %v on, of %d bytes", len(got), got[0].At, len(got[0].Text))
-	}
-}
-
-// stuck is a tree that does not answer.
-type stuck struct{ release chan struct{} }
-
-func (s stuck) Open(string) (fs.File, error) {
-	<-s.release
-	return nil, fs.ErrNotExist
-}
-
-func TestHangingCardEndsWithTheContext(t *testing.T) {
-	s := stuck{make(chan struct{})}
-	defer close(s.release)
-	ctx, cancel := context.WithCancel(t.Context())
-	cancel()
-	_, err := ReadCards(ctx, s, nil, []string{"0000:27:00.0"})
-	if gpuserver.KindOf(err) != gpuserver.KindUnavailable || !strings.Contains(gpuserver.PublicText(err), "0000:27:00.0") {
-		t.Errorf("got %v, want unavailable with the card's address", err)
 	}
 }
 

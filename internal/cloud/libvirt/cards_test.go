@@ -1,11 +1,17 @@
 package libvirt
 
 import (
+	"context"
+	"errors"
 	"log/slog"
 	"os"
 	"path/filepath"
+	"runtime"
+	"strings"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"gpuserver"
 	"gpuserver/internal/cloud"
@@ -20,7 +26,7 @@ func cardsDriver(t *testing.T, log string) *Driver {
 	if err := os.WriteFile(kmsg, []byte(log), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	return &Driver{cfg: Config{Sysfs: pcitest.Write(t, pcitest.Seed("vfio-pci")), Kmsg: kmsg}, log: slog.New(slog.DiscardHandler)}
+	return &Driver{cfg: Config{Sysfs: pcitest.Write(t, pcitest.Seed("vfio-pci")), Kmsg: kmsg}, looks: make(chan struct{}, maxLooks), log: slog.New(slog.DiscardHandler)}
 }
 
 func TestCards(t *testing.T) {
@@ -43,6 +49,35 @@ func TestCards(t *testing.T) {
 	d.cfg.Sysfs += "/none"
 	if _, err := d.Cards(t.Context(), "", nil); gpuserver.KindOf(err) != gpuserver.KindUnavailable {
 		t.Errorf("without sysfs: %v", err)
+	}
+}
+
+// A card that hangs ends the call with its context, and a few that hang do not
+// take all threads.
+func TestCardThatHangs(t *testing.T) {
+	d := cardsDriver(t, "")
+	// To open a pipe for reading blocks until somebody writes to it.
+	config := filepath.Join(d.cfg.Sysfs, "bus/pci/devices/0000:27:00.0/config")
+	if err := errors.Join(os.Remove(config), unix.Mkfifo(config, 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	for range maxLooks + 1 {
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan error, 1)
+		go func() {
+			_, err := d.Cards(ctx, "", []string{"0000:27:00.0"})
+			done <- err
+		}()
+		cancel()
+		if err := <-done; gpuserver.KindOf(err) != gpuserver.KindUnavailable || !errors.Is(err, context.Canceled) || !strings.Contains(gpuserver.PublicText(err), "0000:27:00.0") {
+			t.Errorf("got %v, want unavailable with the card's address", err)
+		}
+	}
+	for len(d.looks) > 0 { // let go of those that hang
+		if f, err := os.OpenFile(config, os.O_WRONLY|unix.O_NONBLOCK, 0); err == nil {
+			f.Close()
+		}
+		runtime.Gosched()
 	}
 }
 
