@@ -31,6 +31,7 @@ type Config struct {
 	Models map[string]string
 	Sysfs  string // where the GPUs are read from; default /sys
 	Kmsg   string // the kernel's log; default /dev/kmsg
+	Proc   string // where it is read who has them; default /proc
 	// HugePages takes the memory of VMs from the host's huge pages, which the
 	// operator has to set aside; without enough of them a VM does not start.
 	HugePages    bool
@@ -88,6 +89,7 @@ func (c Config) withDefaults() (Config, error) {
 	c.Accel = cmp.Or(c.Accel, AccelAuto)
 	c.Sysfs = cmp.Or(c.Sysfs, "/sys")
 	c.Kmsg = cmp.Or(c.Kmsg, "/dev/kmsg")
+	c.Proc = cmp.Or(c.Proc, "/proc")
 	c.Overcommit = cmp.Or(c.Overcommit, 1)
 	c.KeepConsoles = cmp.Or(c.KeepConsoles, 14*24*time.Hour)
 	n := &c.Network

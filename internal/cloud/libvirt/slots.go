@@ -22,7 +22,9 @@ func (d *Driver) slots() ([]gpuserver.Slot, error) {
 	if err != nil {
 		return nil, err
 	}
-	return slotsOf(inv, d.cfg.Models), nil
+	slots := slotsOf(inv, d.cfg.Models)
+	d.occupiedSlots(slots)
+	return slots, nil
 }
 
 func readPCI(sysfs string) (*pci.Inventory, error) {

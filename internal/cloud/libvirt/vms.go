@@ -1,6 +1,7 @@
 package libvirt
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"errors"
@@ -15,6 +16,7 @@ import (
 
 	"gpuserver"
 	"gpuserver/internal/cloud"
+	"gpuserver/internal/pci"
 )
 
 // Create implements cloud.Driver. Once begun it is finished or undone even if
@@ -108,8 +110,10 @@ func (d *Driver) create(ctx context.Context, spec cloud.Spec) (_ cloud.VM, err e
 		}
 	}()
 	var node numaNode
-	if len(spec.Devices) > 0 {
-		inv, err := readPCI(d.cfg.Sysfs)
+	var inv *pci.Inventory
+	cards := spec.Devices
+	if len(cards) > 0 {
+		inv, err = readPCI(d.cfg.Sysfs)
 		if err == nil {
 			node = nodeOf(d.cfg.Sysfs, inv, spec.Devices)
 			spec.Devices, err = passedThrough(inv, spec.Devices)
@@ -128,6 +132,9 @@ func (d *Driver) create(ctx context.Context, spec cloud.Spec) (_ cloud.VM, err e
 	})
 	if err != nil {
 		unknown = d.mayRun(ctx, name, err)
+		if inv != nil {
+			err = cmp.Or(d.occupied(err, inv, cards), err)
+		}
 		return cloud.VM{}, err
 	}
 	rec.Started = true
