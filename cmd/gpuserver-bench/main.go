@@ -1,7 +1,7 @@
 // Command gpuserver-bench measures the service and writes its figures as JSON.
 //
 //	gpuserver-bench --out FILE [--part NAME]... [--dir DIR] [--server PROGRAM]
-//	gpuserver-bench --table FILE
+//	gpuserver-bench --table FILE [--section figures|week]
 //
 // make bench calls it through scripts/bench. What the figures mean is in
 // docs/performance.md. The program is also the forge, the cloud and the load,
@@ -39,8 +39,10 @@ func run(args []string, stdout, stderr io.Writer) int {
 		return 2
 	case c.table != "":
 		r, err := bench.ReadReport(c.table)
-		if err == nil {
-			err = bench.WriteTable(stdout, r)
+		for _, section := range c.sections {
+			if err == nil {
+				err = bench.WriteSection(stdout, r, section)
+			}
 		}
 		return report(err, stderr)
 	}
@@ -48,8 +50,10 @@ func run(args []string, stdout, stderr io.Writer) int {
 	if err != nil {
 		return report(err, stderr)
 	}
-	if err := bench.WriteTable(stderr, r); err != nil {
-		return report(err, stderr)
+	for _, section := range c.sections {
+		if err := bench.WriteSection(stderr, r, section); err != nil {
+			return report(err, stderr)
+		}
 	}
 	return report(r.Write(c.out), stderr)
 }
@@ -64,6 +68,7 @@ func report(err error, stderr io.Writer) int {
 
 type command struct {
 	out, table string
+	sections   []string // of the table
 	options    bench.Options
 }
 
@@ -76,11 +81,16 @@ func parse(args []string, stderr io.Writer) (c command, err error) {
 	if err != nil {
 		cache = "."
 	}
+	c.sections = []string{"figures", "week"}
 	c.options = bench.Options{Self: self, Size: bench.FullSize(), Progress: stderr}
 	f := flag.NewFlagSet("gpuserver-bench", flag.ContinueOnError)
 	f.SetOutput(stderr)
 	f.StringVar(&c.out, "out", "-", "`file` for the figures; - is standard output")
 	f.StringVar(&c.table, "table", "", "print the Markdown table of a `file` of figures, and measure nothing")
+	f.Func("section", "print only this `section` of the table: figures or week (default both)", func(s string) error {
+		c.sections = []string{s}
+		return nil
+	})
 	f.StringVar(&c.options.Server, "server", filepath.Join(filepath.Dir(self), "gpuserver"), "the `program` to measure")
 	f.StringVar(&c.options.Dir, "dir", filepath.Join(cache, "gpuserver", "bench"), "`folder` on a real disk for the databases; emptied again")
 	f.BoolVar(&c.options.Keep, "keep", false, "keep logs and databases in that folder")
@@ -94,7 +104,7 @@ func parse(args []string, stderr io.Writer) (c command, err error) {
 	})
 	small := f.Bool("small", false, "show in seconds that all parts work; the figures mean nothing")
 	f.Usage = func() {
-		fmt.Fprintln(stderr, "gpuserver-bench measures the service and writes its figures as JSON.\n\n  gpuserver-bench --out FILE [--part NAME]...\n  gpuserver-bench --table FILE\n\nFlags:")
+		fmt.Fprintln(stderr, "gpuserver-bench measures the service and writes its figures as JSON.\n\n  gpuserver-bench --out FILE [--part NAME]...\n  gpuserver-bench --table FILE [--section figures|week]\n\nFlags:")
 		f.PrintDefaults()
 		fmt.Fprintln(stderr, "\nParts:")
 		names, what := bench.Parts()

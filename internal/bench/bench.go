@@ -85,6 +85,7 @@ var parts = []part{
 	{"intake", "deliveries, without VMs and with many", (*bench).intake},
 	{"memory", "memory with many VMs", (*bench).memory},
 	{"restart", "kill -9 to the first create call", (*bench).restart},
+	{weekPart, "a simulated week of jobs with GPUs, three ways", (*bench).week},
 }
 
 // Parts gives the names of what can be measured, with a few words on each.

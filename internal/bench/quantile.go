@@ -15,16 +15,19 @@ type Quantiles struct {
 	N   int     `json:"n"` // how many were measured
 }
 
-// quantiles sorts ds. A quantile is the smallest value that at least that part
-// of all values does not exceed (nearest rank), so it is one that was measured.
+// nearestRank gives a quantile of sorted values: the smallest that at least that
+// part of all does not exceed, so it is one that was measured.
+func nearestRank(sorted []time.Duration, q float64) time.Duration {
+	return sorted[max(0, int(math.Ceil(q*float64(len(sorted))))-1)]
+}
+
+// quantiles sorts ds.
 func quantiles(ds []time.Duration) Quantiles {
 	if len(ds) == 0 {
 		return Quantiles{}
 	}
 	slices.Sort(ds)
-	at := func(q float64) float64 {
-		return millis(ds[max(0, int(math.Ceil(q*float64(len(ds))))-1)])
-	}
+	at := func(q float64) float64 { return millis(nearestRank(ds, q)) }
 	return Quantiles{P50: at(0.5), P99: at(0.99), Max: at(1), N: len(ds)}
 }
 

@@ -29,6 +29,7 @@ type Report struct {
 	Memory     Memory     `json:"memory"`
 	Restarts   Restarts   `json:"restarts"`
 	RoundTrips RoundTrips `json:"round_trips"`
+	Week       Week       `json:"week"`
 	Parts      []Part     `json:"parts"`
 	TakenAt    time.Time  `json:"taken_at"`
 }

@@ -24,6 +24,10 @@ var promised = []string{
 	"burst_within_limits.rejected", "burst_within_limits.of_permitted",
 	"intake_per_s", "intake_p99_ms", "complete_to_delete_ms.p50", "rss_idle_mib", "rss_5000_vms_mib", "points_per_job",
 	"restart_to_first_create_ms",
+	"week.one_address_per_group.jobs", "week.one_address_per_group.done", "week.one_address_per_group.lost",
+	"week.one_address_per_group.mean_wait_s", "week.one_address_per_group.p95_wait_s",
+	"week.counting_devices.done", "week.counting_devices.lost", "week.counting_devices.mean_wait_s", "week.counting_devices.p95_wait_s",
+	"week.ours.done", "week.ours.lost", "week.ours.mean_wait_s", "week.ours.p95_wait_s",
 }
 
 func TestReportKeepsItsKeys(t *testing.T) {

@@ -55,6 +55,7 @@ func TestAllPartsMeasure(t *testing.T) {
 		"within limits": r.WithinLimits.Permitted, "intake": r.IntakePerS, "intake p99": r.IntakeP99,
 		"intake with VMs": r.Intake.LiveVMs.PerS, "body": float64(r.Intake.BodySize), "complete to delete": r.CompleteToDelete.P50,
 		"idle": r.RSSIdle, "with VMs": r.RSS5000, "restart": r.RestartToCreate, "round trips": float64(r.RoundTrips.Warm),
+		"week": float64(r.Week.Ours.Done),
 	} {
 		if v <= 0 {
 			t.Errorf("%s: nothing was measured", name)
@@ -95,7 +96,7 @@ func TestMemoryIsNoDisk(t *testing.T) {
 
 func TestPartsHaveNames(t *testing.T) {
 	names, what := Parts()
-	if d := cmp.Diff([]string{"machine", "idle", "single", "burst", "limits", "intake", "memory", "restart"}, names); d != "" || len(what) != len(names) {
+	if d := cmp.Diff([]string{"machine", "idle", "single", "burst", "limits", "intake", "memory", "restart", "week"}, names); d != "" || len(what) != len(names) {
 		t.Error(d)
 	}
 }

@@ -3,8 +3,14 @@ package bench
 import (
 	"fmt"
 	"io"
+	"slices"
 	"strings"
+
+	"gpuserver"
 )
+
+// weekPart is the part of the report that has a section of its own.
+const weekPart = "week"
 
 // row is a line of the table: what, measured, target, nearest peer.
 type row struct{ what, measured, target, peer string }
@@ -59,4 +65,40 @@ func rows(r Report) []row {
 		{"kill -9 → first create call, forge at 0 ms", fmt.Sprintf("p50 %.0f, max %.0f ms", r.Restarts.Forge0.P50, r.Restarts.Forge0.Max), "< 1 s", "10.9 s"},
 		{"… forge at 150 ms", fmt.Sprintf("p50 %.0f, max %.0f ms", r.Restarts.Forge150.P50, r.Restarts.Forge150.Max), "", ""},
 	}
+}
+
+// WriteWeek writes the simulated week as a Markdown table.
+func WriteWeek(w io.Writer, r Report) error {
+	var b strings.Builder
+	b.WriteString("| Way | Jobs done | Lost | to the card | to starts | Mean wait | p95 | VMs that could not start |\n| --- | --- | --- | --- | --- | --- | --- | --- |\n")
+	for _, x := range []struct {
+		name string
+		way  WeekWay
+	}{
+		{"one address per group", r.Week.OneAddress},
+		{"counting devices, 5 tries", r.Week.Counting},
+		{"counting devices, tries without end", r.Week.Retrying},
+		{"gpuserver", r.Week.Ours},
+	} {
+		fmt.Fprintf(&b, "| %s | %d of %d | %d | %d | %d | %.1f min | %.0f min | %d |\n", x.name, x.way.Done, x.way.Jobs,
+			x.way.Lost, x.way.LostToCard, x.way.LostToStarts+x.way.LostInQueue, x.way.MeanWait/60, x.way.P95Wait/60, x.way.FailedStarts)
+	}
+	fmt.Fprintf(&b, "\n%d jobs, %d of them for two cards, %.0f card-hours in all; seed %d.\n", r.Week.Ours.Jobs, r.Week.TwoGPUJobs, r.Week.CardHours, r.Week.Seed)
+	_, err := io.WriteString(w, b.String())
+	return err
+}
+
+// WriteSection writes one section of docs/performance.md, "figures" or "week";
+// nothing if the report has not measured it.
+func WriteSection(w io.Writer, r Report, section string) error {
+	measured := slices.ContainsFunc(r.Parts, func(p Part) bool { return p.Name != weekPart && section == "figures" || p.Name == section })
+	switch {
+	case section != "figures" && section != weekPart:
+		return gpuserver.Errorf(gpuserver.KindInvalid, "bench: there is no section %q; there are figures and %s", section, weekPart)
+	case !measured:
+		return nil
+	case section == weekPart:
+		return WriteWeek(w, r)
+	}
+	return WriteTable(w, r)
 }
