@@ -106,11 +106,12 @@ func (m Mapping) flavorNamed(name string) string {
 	return ""
 }
 
-// fitting gives the smallest flavor that has at least this size.
+// fitting gives the smallest flavor that has at least this size. A flavor with
+// cards is none of them: they are scarce, and whoever wants one names it.
 func (m Mapping) fitting(s Size) string {
 	var best *Flavor
 	for i, f := range m.Flavors {
-		if f.VCPUs < s.VCPUs || f.MemoryMiB < s.MemoryMiB || f.DiskGiB < s.DiskGiB {
+		if f.GPUs.Count > 0 || f.VCPUs < s.VCPUs || f.MemoryMiB < s.MemoryMiB || f.DiskGiB < s.DiskGiB {
 			continue
 		}
 		if best == nil || f.VCPUs < best.VCPUs || f.VCPUs == best.VCPUs && f.MemoryMiB < best.MemoryMiB {

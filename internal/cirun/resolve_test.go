@@ -24,6 +24,7 @@ func local() Mapping {
 			flavor("huge", 64, 262144, 1000),
 			flavor("large", 8, 16384, 100, "gpu_large", "n1-standard-1+nvidia-tesla-t4"),
 			flavor("small", 2, 2048, 20, "ci_small", "n1-standard-1"),
+			withCard(flavor("card", 4, 8192, 50)),
 		},
 		Images: []gpuserver.Image{
 			{Name: "debian-12", Aliases: []string{"ubuntu-2404-gpu-20260216-160856", "ubuntu2204"}},
@@ -140,4 +141,10 @@ func TestResolveAllKeepsWhatItCan(t *testing.T) {
 	if entries, reason = ResolveAll([]Runner{r}, Mapping{}); len(entries) != 0 || reason.Class != gpuserver.ReasonNoPlace {
 		t.Errorf("with nothing mapped: %v, %+v", entries, reason)
 	}
+}
+
+// withCard gives a flavor a card.
+func withCard(f Flavor) Flavor {
+	f.GPUs = gpuserver.GPUs{Model: "tesla-v100", Count: 1}
+	return f
 }

@@ -43,6 +43,7 @@ func (k *checker) check() {
 	k.clouds()
 	k.agents()
 	k.gpuModels()
+	k.catalogueFits()
 	k.flavors()
 	k.images()
 	k.tokens()
@@ -226,7 +227,7 @@ func (k *checker) flavors() {
 		}
 	}
 	if len(k.c.Flavors) == 0 {
-		k.bad("flavors", "at least one flavor is needed")
+		k.bad("flavors", "at least one flavor is needed; leave the key out for the default catalogue")
 	}
 }
 

@@ -25,7 +25,7 @@ type Config struct {
 	Forges    []Forge    `json:"forges,omitempty" jsonschema:"The forges whose jobs are run. None: only local jobs (gpuserver run)."`
 	Clouds    []Cloud    `json:"clouds" jsonschema:"Where VMs are made."`
 	GPUModels []GPUModel `json:"gpu_models,omitempty" jsonschema:"What the models of GPU are called that VMs may have."`
-	Flavors   []Flavor   `json:"flavors" jsonschema:"The sizes of VM."`
+	Flavors   []Flavor   `json:"flavors,omitempty" jsonschema:"The sizes of VM. None listed: the default catalogue. A list replaces it whole."`
 	Images    []Image    `json:"images" jsonschema:"What VMs boot."`
 	Runners   *Section   `json:"runners,omitempty" jsonschema:"Runner entries in Cirun's own form (.cirun.yml), for every owner that is served. They come before those that owners keep in their own repositories."`
 	Access    *Section   `json:"access,omitempty" jsonschema:"Access control in Cirun's own form (.access.yml), for the runner entries of this file."`
@@ -38,7 +38,9 @@ type Config struct {
 	Path string `json:"-"`
 
 	secrets []placedSecret
-	runners *cirun.File
+	// catalogue says that the flavors are those of the default catalogue.
+	catalogue bool
+	runners   *cirun.File
 	access  *cirun.Access
 }
 

@@ -93,7 +93,6 @@ func TestMistakes(t *testing.T) {
 			"required sections missing", "server: {name: a}\n",
 			[]string{
 				"1:1: clouds is missing: Where VMs are made.",
-				"1:1: flavors is missing: The sizes of VM.",
 				"1:1: images is missing: What VMs boot.",
 			},
 		},
@@ -103,6 +102,7 @@ func TestMistakes(t *testing.T) {
 		{"unknown key in a list", with("api:\n  tokens:\n    - {name: a, role: viewer, secret: {env: A}, rolle: x}\n"), []string{`9:49: unknown key "rolle" in api.tokens[0]; did you mean "role"?`}},
 		{"duplicate key", with("server:\n  name: a\n  name: b\n"), []string{"9:3: server.name is given twice; the first is in line 8"}},
 		{"duplicate section", with("flavors: []\n"), []string{"7:1: flavors is given twice; the first is in line 3"}},
+		{"no flavor at all", strings.Replace(small, "flavors:\n  - {name: f, vcpus: 1, memory: 1GiB, disk: 2GiB}", "flavors: []", 1), []string{"3:10: flavors: at least one flavor is needed; leave the key out for the default catalogue"}},
 		{"number for text", with("server: {name: 12}\n"), []string{"7:16: server.name: expected text, got a number; put it into quotes if it is meant as text"}},
 		{"truth value for text", with("server: {name: true}\n"), []string{"7:16: server.name: expected text, got true or false; put it into quotes if it is meant as text"}},
 		{"text for number", with("jobs: {retries: many}\n"), []string{"7:17: jobs.retries: expected a whole number, got text"}},
@@ -232,7 +232,7 @@ func TestLoadNamesTheFile(t *testing.T) {
 }
 
 func TestLookups(t *testing.T) {
-	c, err := Parse([]byte(Sample()), "/etc/gpuserver/gpuserver.yaml")
+	c, err := Parse([]byte(uncomment(true)), "/etc/gpuserver/gpuserver.yaml")
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -7,7 +7,7 @@ import (
 )
 
 // Defaults gives the values of everything that a file leaves out, outside of
-// lists.
+// what it lists itself.
 func Defaults() Config {
 	c, _ := defaults()
 	return c
@@ -29,6 +29,8 @@ func defaults() (Config, map[reflect.Type]any) {
 			Log:          Log{Level: "info", Format: "json"},
 			DrainTimeout: 8 * time.Second,
 		},
+		GPUModels: []GPUModel{catalogueModel},
+		Flavors:   catalogue(),
 		Jobs: Jobs{
 			BootTimeout: 5 * time.Minute, EmulationFactor: 4, IdleTimeout: 5 * time.Minute,
 			TimeLimit: 6 * time.Hour, Grace: 30 * time.Second, Retries: 2,

@@ -17,9 +17,13 @@ func noSuchCards(c *place, f gpuserver.Flavor) *gpuserver.Reason {
 	for _, h := range c.hosts {
 		most = max(most, h.count(f.GPUs.Model, func(*slot) bool { return true }))
 	}
+	has := fmt.Sprintf("no host has more than %d", most)
+	if most == 0 {
+		has = "no host has a card of that model"
+	}
 	return &gpuserver.Reason{
 		Class: gpuserver.ReasonNoPlace,
-		Text:  fmt.Sprintf("cannot run on cloud %s: flavor %s needs %s, and no host has more than %d", c.name, f.Name, cards(f.GPUs), most),
+		Text:  fmt.Sprintf("cannot run on cloud %s: flavor %s needs %s, and %s", c.name, f.Name, cards(f.GPUs), has),
 		Help:  "Choose another flavor, or see with gpuserver host inspect why a host's cards cannot be used.",
 	}
 }

@@ -144,7 +144,7 @@ func TestSlots(t *testing.T) {
 			Hosts: []gpuserver.Host{seed()}, Waiting: []gpuserver.Job{job(1, 2, "local/big"), job(2, 1, "local/odd"), job(3, 0, "local/cpu")},
 		}, `
 			1 no_place: cannot run on cloud local: flavor big needs 7 cards of model v100, and no host has more than 6
-			2 no_place: cannot run on cloud local: flavor odd needs 1 card of model h100, and no host has more than 0
+			2 no_place: cannot run on cloud local: flavor odd needs 1 card of model h100, and no host has a card of that model
 			3`},
 		{"amounts count, too", Snapshot{
 			Hosts: []gpuserver.Host{seed()}, Used: []Use{{Cloud: "local", Host: "a", VCPUs: 94}}, Waiting: []gpuserver.Job{job(1, 2, "local/one")},
@@ -380,4 +380,20 @@ func TestNoKindStarves(t *testing.T) {
 			}
 		}
 	})
+}
+
+func TestCardless(t *testing.T) {
+	flavors := []gpuserver.Flavor{
+		{Name: "cpu"},
+		{Name: "tiny", GPUs: gpuserver.GPUs{Model: "v100", Count: 1}},
+		{Name: "pair", GPUs: gpuserver.GPUs{Model: "v100", Count: 2}},
+		{Name: "new", GPUs: gpuserver.GPUs{Model: "h100", Count: 1}},
+	}
+	got := Cardless(flavors, func(model string) bool { return model == "h100" })
+	if len(got) != 1 || !strings.HasPrefix(got[0], "no host has a card of model v100 that VMs may have, so jobs for pair and tiny cannot run") {
+		t.Errorf("without V100: %q", got)
+	}
+	if got := Cardless(flavors, func(string) bool { return true }); len(got) != 0 {
+		t.Errorf("with all models: %q", got)
+	}
 }
