@@ -3,11 +3,15 @@ package main
 import (
 	"errors"
 	"fmt"
+	"maps"
+	"slices"
 
 	"github.com/spf13/cobra"
 
 	"gpuserver"
 	"gpuserver/internal/config"
+	"gpuserver/internal/pci"
+	"gpuserver/internal/sched"
 )
 
 func newConfigCommand() *cobra.Command {
@@ -30,6 +34,7 @@ systemd credential that holds them.`,
 
 func newConfigCheckCommand() *cobra.Command {
 	var secrets bool
+	var machine string
 	cmd := &cobra.Command{
 		Use:   "check [FILE]",
 		Short: "Check a configuration file",
@@ -39,32 +44,39 @@ func newConfigCheckCommand() *cobra.Command {
 
 FILE is ` + defaultConfig + ` if not given. Nothing is changed and
 nobody is asked, so that it can be checked anywhere; with --secrets the secrets
-that the file names are read, too (never printed), as the service would.
+that the file names are read, too (never printed), as the service would. With
+--sysfs the flavors are compared with a machine's cards.
+
+What is no mistake but should be known goes to standard error: that the default
+catalogue of flavors is used, and flavors for whose cards the machine has none.
 
 Exit status: 0 no mistake, 2 mistakes, or the file cannot be read.`,
 		Example: `  gpuserver config check
-  gpuserver config check --secrets gpuserver.yaml`,
+  gpuserver config check --secrets gpuserver.yaml
+  gpuserver config check --sysfs /sys gpuserver.yaml`,
 		Args: checkedArgs(cobra.MaximumNArgs(1)),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			path := defaultConfig
 			if len(args) > 0 {
 				path = args[0]
 			}
-			return checkConfig(cmd, path, secrets)
+			return checkConfig(cmd, path, secrets, machine)
 		},
 	}
+	cmd.Flags().StringVar(&machine, "sysfs", "", "compare flavors with the cards of this machine: /sys, or a file of \"host inspect --capture\"")
 	cmd.Flags().BoolVar(&secrets, "secrets", false, "read the secrets that the file names, too")
 	return cmd
 }
 
-// checkConfig prints a file's mistakes, one a line.
-func checkConfig(cmd *cobra.Command, path string, secrets bool) error {
+// checkConfig prints a file's mistakes, one a line. machine is the folder that
+// stands for /sys, "" for none.
+func checkConfig(cmd *cobra.Command, path string, secrets bool, machine string) error {
 	c, err := config.Load(path)
 	if err == nil && secrets {
 		err = c.CheckSecrets()
 	}
 	if err == nil {
-		return nil
+		return printNotes(cmd, c, machine)
 	}
 	problems, ok := errors.AsType[config.Problems](err)
 	if !ok {
@@ -76,6 +88,43 @@ func checkConfig(cmd *cobra.Command, path string, secrets bool) error {
 		}
 	}
 	return &exitError{code: exitUsage}
+}
+
+// printNotes prints what is no mistake but should be known.
+func printNotes(cmd *cobra.Command, c *config.Config, machine string) error {
+	notes := c.Notes()
+	if machine != "" {
+		cards, err := cardWarnings(c, machine)
+		if err != nil {
+			return hostError(err)
+		}
+		notes = append(notes, cards...)
+	}
+	for _, n := range notes {
+		if _, err := fmt.Fprintln(cmd.ErrOrStderr(), "note: "+printable(n)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// cardWarnings says which flavors ask for cards that a machine does not have.
+func cardWarnings(c *config.Config, sysfs string) ([]string, error) {
+	files := hostFiles{sysfs: sysfs}
+	sys, _, done, err := files.open()
+	if err != nil {
+		return nil, err
+	}
+	defer done()
+	inventory, err := pci.Read(sys, nil)
+	if err != nil {
+		return nil, err
+	}
+	names, have := c.Models(), map[string]bool{}
+	for _, g := range inventory.GPUs {
+		have[names[g.VendorID+":"+g.DeviceID]] = have[names[g.VendorID+":"+g.DeviceID]] || g.Usable
+	}
+	return sched.Cardless(slices.Collect(maps.Values(c.FlavorMap())), func(model string) bool { return have[model] }), nil
 }
 
 func unreadable(err error) string {

@@ -88,6 +88,11 @@ func printStatus(w io.Writer, s api.Status) error {
 			return err
 		}
 	}
+	for _, warning := range s.Warnings {
+		if _, err := fmt.Fprintf(w, "\nWarning: %s.\n", printable(warning)); err != nil {
+			return err
+		}
+	}
 	return nil
 }
 

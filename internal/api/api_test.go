@@ -234,6 +234,34 @@ func TestStatusAtAGlance(t *testing.T) {
 	}
 }
 
+// A flavor with cards that no host has is warned about once all hosts are known.
+func TestStatusWarnsOfFlavorsWithoutCards(t *testing.T) {
+	s := serve(t, api.Options{})
+	for _, f := range []string{"gpu", "gpu_2x"} {
+		s.fleet.MoreFlavors = append(s.fleet.MoreFlavors, api.FlavorInfo{Flavor: gpuserver.Flavor{Name: f, GPUs: gpuserver.GPUs{Model: "tesla-v100", Count: 1}}})
+	}
+	s.fleet.CloudList = []api.CloudStatus{{Name: "local", Up: true, Known: true}}
+	warnings := func() []string {
+		st, err := s.admin.Status(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		return st.Warnings
+	}
+	if got := warnings(); len(got) != 1 || !strings.Contains(got[0], "model tesla-v100") || !strings.Contains(got[0], "gpu and gpu_2x") {
+		t.Errorf("no host has a card: warnings %q", got)
+	}
+	s.fleet.HostList[0].Slots = []gpuserver.Slot{{Group: 19, Cards: []gpuserver.Card{{Address: "0000:27:00.0", Model: "tesla-v100"}}}}
+	if got := warnings(); len(got) != 0 {
+		t.Errorf("a host has one: warnings %q", got)
+	}
+	s.fleet.HostList[0].Slots = nil
+	s.fleet.CloudList = append(s.fleet.CloudList, api.CloudStatus{Name: "other"})
+	if got := warnings(); len(got) != 0 {
+		t.Errorf("a cloud has not told its hosts: warnings %q", got)
+	}
+}
+
 // TestErrorsByKind: the kind gives the status, the public sentence the text,
 // and the cause stays inside.
 func TestErrorsByKind(t *testing.T) {

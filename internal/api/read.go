@@ -180,6 +180,7 @@ func ReadStatus(ctx context.Context, db *store.DB, around Surroundings, version 
 	if s.Forges == nil {
 		s.Forges = []ForgeStatus{}
 	}
+	s.Warnings = cardWarnings(s.Clouds, around.Hosts(ctx), around.Flavors(ctx))
 	err := db.View(ctx, func(tx *store.Tx) error { return s.read(tx, around.Hosts(ctx)) })
 	return s, err
 }

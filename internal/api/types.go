@@ -53,6 +53,7 @@ type Status struct {
 	Clouds   []CloudStatus              `json:"clouds"`
 	Forges   []ForgeStatus              `json:"forges"`
 	Images   []HeldImage                `json:"images" doc:"Images with failures in a row, held or not."`
+	Warnings []string                   `json:"warnings,omitempty" doc:"What is probably not meant, one sentence each: flavors with cards that no host has."`
 }
 
 // FlavorInfo is a size of VM with its other names.

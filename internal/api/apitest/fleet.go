@@ -41,6 +41,8 @@ type Fleet struct {
 	HostList  []gpuserver.Host
 	CloudList []api.CloudStatus
 	ForgeList []api.ForgeStatus
+	// MoreFlavors are there beside "small".
+	MoreFlavors []api.FlavorInfo
 
 	mu       sync.Mutex
 	calls    []string
@@ -278,7 +280,8 @@ func (f *Fleet) Forges(context.Context) []api.ForgeStatus { return f.ForgeList }
 
 // Flavors implements api.Surroundings.
 func (f *Fleet) Flavors(context.Context) []api.FlavorInfo {
-	return []api.FlavorInfo{{Flavor: gpuserver.Flavor{Name: "small", VCPUs: 2, MemoryMiB: 2048, DiskGiB: 10}, Aliases: []string{"2vcpu"}}}
+	small := api.FlavorInfo{Flavor: gpuserver.Flavor{Name: "small", VCPUs: 2, MemoryMiB: 2048, DiskGiB: 10}, Aliases: []string{"2vcpu"}}
+	return append([]api.FlavorInfo{small}, f.MoreFlavors...)
 }
 
 // Images implements api.Surroundings.
