@@ -136,7 +136,7 @@ func (f *Fleet) Console(ctx context.Context, id gpuserver.VMID, from, limit int6
 // Run is a command to be run in a fresh VM.
 type Run struct {
 	Command gpuserver.Command
-	Flavor  string // empty: the smallest
+	Flavor  string // empty: the smallest without cards
 	Image   string // empty: the first by name
 	Name    string
 }
@@ -147,16 +147,9 @@ func (f *Fleet) StartRun(ctx context.Context, r Run, places []gpuserver.Entry, b
 		return 0, gpuserver.Errorf(gpuserver.KindInvalid, "there is no command to run")
 	}
 	all := places
-	places = slices.DeleteFunc(slices.Clone(places), func(e gpuserver.Entry) bool {
-		return r.Flavor != "" && e.Flavor != r.Flavor || r.Image != "" && e.Image != r.Image
-	})
-	if len(places) == 0 {
+	if places = r.choose(places, f.Flavors); len(places) == 0 {
 		return 0, noPlace(r, all)
 	}
-	slices.SortStableFunc(places, func(a, b gpuserver.Entry) int {
-		x, y := f.Flavors[a.Flavor], f.Flavors[b.Flavor]
-		return cmp.Or(cmp.Compare(x.MemoryMiB, y.MemoryMiB), cmp.Compare(x.VCPUs, y.VCPUs))
-	})
 	err = f.DB.Update(ctx, func(tx *store.Tx) error {
 		now := tx.Now
 		j := gpuserver.Job{
@@ -176,6 +169,23 @@ func (f *Fleet) StartRun(ctx context.Context, r Run, places []gpuserver.Entry, b
 		return tx.MoveJob(&j, gpuserver.JobQueued, "asked for by "+by)
 	})
 	return id, err
+}
+
+// choose gives the places where a command may run, the smallest flavor first.
+// Cards are scarce: whoever wants one names the flavor.
+func (r Run) choose(places []gpuserver.Entry, flavors map[string]gpuserver.Flavor) []gpuserver.Entry {
+	places = slices.DeleteFunc(slices.Clone(places), func(e gpuserver.Entry) bool {
+		return r.Flavor != "" && e.Flavor != r.Flavor || r.Image != "" && e.Image != r.Image
+	})
+	without := slices.DeleteFunc(slices.Clone(places), func(e gpuserver.Entry) bool { return flavors[e.Flavor].GPUs.Count > 0 })
+	if r.Flavor == "" && len(without) > 0 {
+		places = without
+	}
+	slices.SortStableFunc(places, func(a, b gpuserver.Entry) int {
+		x, y := flavors[a.Flavor], flavors[b.Flavor]
+		return cmp.Or(cmp.Compare(x.MemoryMiB, y.MemoryMiB), cmp.Compare(x.VCPUs, y.VCPUs))
+	})
+	return places
 }
 
 // noPlace says what there is instead of a flavor or image that nothing has.
