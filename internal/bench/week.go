@@ -144,8 +144,8 @@ type weekWay interface {
 	tries() int
 	// gate reports whether cards are looked at before a job.
 	gate() bool
-	// failed says that a card failed, in the job or at the gate before it.
-	failed(card string, now time.Duration)
+	// failed says that a card failed, in a job or at the gate before it.
+	failed(card string, inJob bool, now time.Duration)
 	// repaired says that somebody repaired a card.
 	repaired(card string)
 }
@@ -284,7 +284,7 @@ func (r *weekRun) boot(v *weekVM) {
 	case bad && atBoot && r.way.gate():
 		r.at(begin, func() {
 			r.out.SparedByGate++
-			r.way.failed(flakyCard, r.now)
+			r.way.failed(flakyCard, false, r.now)
 			r.down(v)
 			r.wait(j)
 		})
@@ -294,7 +294,7 @@ func (r *weekRun) boot(v *weekVM) {
 			fails = begin + time.Duration(part*float64(j.length)).Round(time.Second)
 		}
 		r.at(fails, func() {
-			r.way.failed(flakyCard, r.now)
+			r.way.failed(flakyCard, true, r.now)
 			r.lose(j, &r.out.LostToCard)
 			r.down(v)
 		})

@@ -7,6 +7,8 @@ import (
 	"time"
 
 	"gpuserver"
+	"gpuserver/internal/gate"
+	"gpuserver/internal/health"
 	"gpuserver/internal/sched"
 )
 
@@ -81,19 +83,19 @@ func (b *blind) place(_ time.Duration, waiting []*weekJob, m *weekMachine) (star
 	return starts, 0
 }
 
-func (b *blind) tries() int                 { return b.starts }
-func (*blind) gate() bool                   { return false }
-func (*blind) failed(string, time.Duration) {}
-func (*blind) repaired(string)              {}
+func (b *blind) tries() int                       { return b.starts }
+func (*blind) gate() bool                         { return false }
+func (*blind) failed(string, bool, time.Duration) {}
+func (*blind) repaired(string)                    {}
 
-// planned is our own scheduler, with a gate before each job.
+// planned is our own scheduler and health's policy, with a gate before each job.
 type planned struct {
 	flavors map[string]gpuserver.Flavor
-	health  map[string]*weekHealth // by card
+	cards   map[string]gpuserver.GPU // those that failed, by address
 }
 
 func newPlanned() *planned {
-	p := &planned{flavors: map[string]gpuserver.Flavor{}, health: map[string]*weekHealth{}}
+	p := &planned{flavors: map[string]gpuserver.Flavor{}, cards: map[string]gpuserver.GPU{}}
 	for n := 1; n <= 2; n++ { // the catalogue's gpu_large and gpu_2x_large
 		f := weekFlavor(n)
 		p.flavors[f.Name] = f
@@ -158,21 +160,18 @@ func (p *planned) used(m *weekMachine) []sched.Use {
 }
 
 // slots gives the machine's slots, with those that are out of service, and when
-// the first of these is back.
+// the first of these is back by itself.
 func (p *planned) slots(now time.Duration) (slots []gpuserver.Slot, back time.Duration) {
 	slots = slices.Clone(weekSlots)
 	for i, s := range slots {
 		for _, c := range s.Cards {
-			h := p.health[c.Address]
-			switch {
-			case h == nil:
-			case h.quarantined:
-				slots[i].Out = c.Address + " is in quarantine"
-			case h.restsUntil > now:
-				slots[i].Out = c.Address + " rests"
-				if back == 0 || h.restsUntil < back {
-					back = h.restsUntil
-				}
+			why, until := health.Out(p.cards[c.Address], weekBegan.Add(now))
+			if why == "" {
+				continue
+			}
+			slots[i].Out = why
+			if at := until.Sub(weekBegan); !until.IsZero() && (back == 0 || at < back) {
+				back = at
 			}
 		}
 	}
@@ -182,31 +181,16 @@ func (p *planned) slots(now time.Duration) (slots []gpuserver.Slot, back time.Du
 func (*planned) tries() int { return startTries }
 func (*planned) gate() bool { return true }
 
-func (p *planned) failed(card string, now time.Duration) {
-	if p.health[card] == nil {
-		p.health[card] = &weekHealth{}
+// failed is a strike by the service's own policy: before the job the driver does
+// not see the card, in it the driver's log names an error of the hardware.
+func (p *planned) failed(card string, inJob bool, now time.Duration) {
+	seen := health.Evidence{Kind: gate.KindDriver, Text: "the driver does not see it"}
+	if inJob {
+		seen = health.Evidence{Kind: gate.KindXid, Text: "the driver's log names an error", Doubtful: true}
 	}
-	p.health[card].strike(now)
+	g := p.cards[card]
+	g.Address = card
+	p.cards[card], _ = health.Policy{}.Strike(g, []health.Evidence{seen}, weekBegan.Add(now))
 }
 
-func (p *planned) repaired(card string) { delete(p.health, card) }
-
-// weekHealth is what follows for a card from its failures.
-type weekHealth struct {
-	strikes     int
-	restsUntil  time.Duration
-	quarantined bool
-}
-
-// How a card is treated that fails: it rests after each failure, and goes into
-// quarantine with the third.
-const (
-	weekRest    = 10 * time.Minute
-	weekStrikes = 3
-)
-
-func (h *weekHealth) strike(now time.Duration) {
-	h.strikes++
-	h.restsUntil = now + weekRest
-	h.quarantined = h.strikes >= weekStrikes
-}
+func (p *planned) repaired(card string) { delete(p.cards, card) }
