@@ -71,6 +71,11 @@ func printStatus(w io.Writer, s api.Status) error {
 	if err := fields(w, "server", s.Version, "ready", ready, "queue", queue, "jobs", strings.Join(jobs, ", "), "vms", strings.Join(vms, ", ")); err != nil {
 		return err
 	}
+	for _, warning := range s.Warnings {
+		if _, err := fmt.Fprintf(w, "\nWarning: %s.\n", printable(warning)); err != nil {
+			return err
+		}
+	}
 	for _, section := range []struct {
 		head []string
 		rows [][]string
@@ -85,11 +90,6 @@ func printStatus(w io.Writer, s api.Status) error {
 		}
 		_, _ = fmt.Fprintln(w)
 		if err := printTable(w, section.head, section.rows); err != nil {
-			return err
-		}
-	}
-	for _, warning := range s.Warnings {
-		if _, err := fmt.Fprintf(w, "\nWarning: %s.\n", printable(warning)); err != nil {
 			return err
 		}
 	}

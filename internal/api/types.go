@@ -46,6 +46,7 @@ type Status struct {
 	Now      time.Time                  `json:"now" doc:"The server's clock."`
 	Ready    bool                       `json:"ready" doc:"Whether jobs can be taken and VMs made."`
 	NotReady []string                   `json:"not_ready,omitempty" doc:"What is missing, one sentence each."`
+	Warnings []string                   `json:"warnings,omitempty" doc:"What is probably not meant, one sentence each: flavors with cards that no host has."`
 	Queue    QueueStatus                `json:"queue"`
 	Jobs     map[gpuserver.JobState]int `json:"jobs" doc:"Unfinished jobs by state."`
 	VMs      []VMCount                  `json:"vms" doc:"VMs alive by cloud and state."`
@@ -53,7 +54,6 @@ type Status struct {
 	Clouds   []CloudStatus              `json:"clouds"`
 	Forges   []ForgeStatus              `json:"forges"`
 	Images   []HeldImage                `json:"images" doc:"Images with failures in a row, held or not."`
-	Warnings []string                   `json:"warnings,omitempty" doc:"What is probably not meant, one sentence each: flavors with cards that no host has."`
 }
 
 // FlavorInfo is a size of VM with its other names.
