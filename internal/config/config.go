@@ -41,7 +41,7 @@ type Config struct {
 	// catalogue says that the flavors are those of the default catalogue.
 	catalogue bool
 	runners   *cirun.File
-	access  *cirun.Access
+	access    *cirun.Access
 }
 
 // Server is the server itself.
