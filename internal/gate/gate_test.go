@@ -7,11 +7,13 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"golang.org/x/sys/unix"
 )
 
 // write makes a file below root.
@@ -190,35 +192,64 @@ func TestReturnsWithoutTheBus(t *testing.T) {
 // TestHungProgram is killed with all that it started.
 func TestHungProgram(t *testing.T) {
 	root := t.TempDir()
-	write(t, root, "hang", "#!/bin/sh\necho $$ >\"$0.pid\"\nsleep 100000 &\nwait\n")
-	c := &check{}
+	write(t, root, "hang", "#!/bin/sh\nsleep 100000 &\necho $$ >\"$0.tmp\"\nmv \"$0.tmp\" \"$0.pid\"\nwait\n")
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error, 1)
 	go func() {
 		_, err := runProgram(ctx, filepath.Join(root, "hang"))
 		done <- err
 	}()
-	for limit := time.Now().Add(time.Minute); ; time.Sleep(5 * time.Millisecond) {
-		if _, err := os.Stat(filepath.Join(root, "hang.pid")); err == nil {
-			break
-		}
-		if time.Now().After(limit) {
-			t.Fatal("the program did not start")
-		}
-	}
+	var group int
+	eventually(t, "the program started", func() bool {
+		b, _ := os.ReadFile(filepath.Join(root, "hang.pid")) // not yet
+		group, _ = strconv.Atoi(strings.TrimSpace(string(b)))
+		return group > 1
+	})
+	t.Cleanup(func() { _ = unix.Kill(-group, unix.SIGKILL) }) // nobody, if all is well
 	cancel()
+	if err := within(t, done); err == nil {
+		t.Error("no error of a program that was killed")
+	}
+	eventually(t, "its children ended", func() bool { return unix.Kill(-group, 0) == unix.ESRCH })
+}
+
+// TestUnkillableProgram is left behind.
+func TestUnkillableProgram(t *testing.T) {
+	held := make(chan struct{})
+	t.Cleanup(func() { close(held) })
+	c := &check{Options: Options{run: func(context.Context, string, ...string) (output, error) {
+		<-held
+		return output{}, nil
+	}}}
+	done := make(chan error, 1)
+	go func() {
+		_, err := c.call(t.Context(), time.Millisecond, "")
+		done <- err
+	}()
+	if err := within(t, done); !errors.Is(err, errHung) {
+		t.Errorf("%v, expected that it hung", err)
+	}
+}
+
+// within waits for a result.
+func within(t *testing.T, done <-chan error) error {
+	t.Helper()
 	select {
 	case err := <-done:
-		if err == nil {
-			t.Error("no error of a program that was killed")
-		}
+		return err
 	case <-time.After(time.Minute):
-		t.Error("the program outlived its context")
+		t.Fatal("it did not return")
+		return nil
 	}
-	ctx, cancel = context.WithCancel(t.Context())
-	cancel()
-	if _, err := c.call(ctx, time.Hour, filepath.Join(root, "hang")); !errors.Is(err, errHung) {
-		t.Errorf("%v, expected that it hung", err)
+}
+
+// eventually waits until is gives true.
+func eventually(t *testing.T, what string, is func() bool) {
+	t.Helper()
+	for limit := time.Now().Add(time.Minute); !is(); time.Sleep(5 * time.Millisecond) {
+		if time.Now().After(limit) {
+			t.Fatalf("not so within a minute: %s", what)
+		}
 	}
 }
 

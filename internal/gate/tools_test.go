@@ -195,14 +195,15 @@ func TestDCGM(t *testing.T) {
 		text, status string
 		want         []string
 	}{
-		"pass":          {result(`{"entity_group":"GPU","entity_id":0,"status":"Pass"}`), "0", nil},
-		"skip":          {result(`{"entity_id":0,"status":"Skip"}`), "0", nil},
-		"fail":          {result(`{"entity_id":1,"status":"Fail","warnings":[{"error_category":10,"error_severity":6,"warning":"pending page retirements"}]}`), "226", []string{"diagnosis " + host(1)}},
-		"older":         {result(`{"gpu_id":"0","status":"Fail","warnings":"pending page retirements"}`), "226", []string{"diagnosis " + host(0)}},
-		"set up":        {result(`{"entity_id":0,"status":"Fail","warnings":[{"error_category":8,"error_severity":5,"warning":"Persistence Mode: disabled"}]}`), "226", nil},
-		"no card named": {result(`{"status":"FAIL"}`), "226", []string{"diagnosis"}},
-		"no engine":     {"Error: unable to establish a connection", "255", []string{"tool"}},
-		"no JSON":       {"fine", "0", []string{"tool"}},
+		"pass":              {result(`{"entity_group":"GPU","entity_id":0,"status":"Pass"}`), "0", nil},
+		"skip":              {result(`{"entity_id":0,"status":"Skip"}`), "0", nil},
+		"fail":              {result(`{"entity_id":1,"status":"Fail","warnings":[{"error_category":10,"error_severity":6,"warning":"pending page retirements"}]}`), "226", []string{"diagnosis " + host(1)}},
+		"older":             {result(`{"gpu_id":"0","status":"Fail","warnings":"pending page retirements"}`), "226", []string{"diagnosis " + host(0)}},
+		"set up":            {result(`{"entity_id":0,"status":"Fail","warnings":[{"error_category":8,"error_severity":5,"warning":"Persistence Mode: disabled"}]}`), "226", nil},
+		"set up, otherwise": {result(`{"entity_id":0,"status":"Fail","warnings":[{"error_category":8,"error_severity":5,"warning":"Permissions"}]}`), "226", nil},
+		"no card named":     {result(`{"status":"FAIL"}`), "226", []string{"diagnosis"}},
+		"no engine":         {"Error: unable to establish a connection", "255", []string{"tool"}},
+		"no JSON":           {"fine", "0", []string{"tool"}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			root := t.TempDir()
