@@ -45,6 +45,30 @@ func TestWeekConservesJobs(t *testing.T) {
 	}
 }
 
+// never is a way that gives nobody anything.
+type never struct{ *planned }
+
+func (never) place(time.Duration, []*weekJob, *weekMachine) ([]*weekVM, time.Duration) {
+	return nil, 0
+}
+
+// The forge cancels what has waited for a day, in the queue or between two tries.
+func TestWeekLosesWhatNeverStarts(t *testing.T) {
+	waiting := newWeekRun(1, never{newPlanned()})
+	trying := newWeekRun(1, newCounting(1, 1000))
+	for _, s := range weekSlots { // by somebody who stays
+		trying.machine.held[s.Group] = &weekVM{}
+	}
+	for name, r := range map[string]*weekRun{"waiting": waiting, "trying": trying} {
+		if out := r.run(); out.LostInQueue != out.Jobs || out.Lost != out.Jobs || r.now < forgeWaits {
+			t.Errorf("%s: %+v", name, out)
+		}
+	}
+	if trying.out.FailedStarts == 0 {
+		t.Error("no VM was tried")
+	}
+}
+
 // The same seed gives the same week, and another one another.
 func TestWeekDependsOnItsSeed(t *testing.T) {
 	if d := cmp.Diff(SimulateWeek(3), SimulateWeek(3)); d != "" {
