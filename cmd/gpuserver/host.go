@@ -21,14 +21,16 @@ import (
 func newHostCommand() *cobra.Command {
 	cmd := group(&cobra.Command{
 		Use:   "host",
-		Short: "Look at this machine's GPUs and IOMMU groups",
+		Short: "Look at this machine's GPUs, and check it",
 		Long: `A VM can have a GPU only with all of its IOMMU group: the smallest set of devices
 that the hardware keeps apart. These commands read the machine's own files and say
-which cards that leaves, and why not the others. The service need not run.`,
+which cards that leaves, and why not the others; check what else VMs with GPUs
+need. The service need not run.`,
 		Example: `  gpuserver host inspect
+  gpuserver host check
   gpuserver host render nova`,
 	})
-	cmd.AddCommand(newHostInspectCommand(), newHostRenderCommand())
+	cmd.AddCommand(newHostInspectCommand(), newHostCheckCommand(), newHostRenderCommand())
 	return cmd
 }
 

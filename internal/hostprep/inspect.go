@@ -1,5 +1,8 @@
-// Package hostprep looks at a machine that is to give its GPUs to VMs, and says
-// what stands against it.
+// Package hostprep looks at a machine that is to give its GPUs to VMs, says what
+// stands against it, and prepares the machine.
+//
+// Inspect reads, Check judges, Plan and Apply prepare. All work on folders and
+// commands that they are given.
 package hostprep
 
 import (
@@ -99,11 +102,7 @@ func (c *CPU) read(proc fs.FS) (flags []string) {
 
 // commandLine gives the kernel's parameters.
 func commandLine(proc fs.FS) []string {
-	text, err := fs.ReadFile(proc, "cmdline")
-	if err != nil {
-		return nil
-	}
-	return strings.Fields(string(text))
+	return strings.Fields(procText(proc, "cmdline"))
 }
 
 // warn tells what the kernel's parameters make of the groups.

@@ -18,6 +18,7 @@ type Inventory struct {
 	GPUs     []GPU     `json:"gpus"`     // by address
 	Slots    []Slot    `json:"slots"`    // the groups that have a GPU, by number
 	Groups   []Group   `json:"groups"`   // all groups, by number
+	Devices  []Device  `json:"-"`        // all devices, by address, also those in no group
 	Problems []Problem `json:"problems"` // what could not be read or made no sense
 }
 

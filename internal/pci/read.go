@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"errors"
 	"io/fs"
+	"maps"
 	"path"
 	"regexp"
 	"slices"
@@ -87,6 +88,7 @@ func (r *reader) read() (inv *Inventory, again bool) {
 	}
 	inv = &Inventory{Groups: groups, IOMMU: r.iommu(groups, devices)}
 	judge(inv, devices, r.vfioLoaded())
+	inv.Devices = slices.SortedFunc(maps.Values(devices), byAddress)
 	inv.Problems = append([]Problem{}, r.problems...)
 	slices.SortFunc(inv.Problems, func(a, b Problem) int { return cmp.Or(cmp.Compare(a.Path, b.Path), cmp.Compare(a.Text, b.Text)) })
 	inv.Problems = slices.Compact(inv.Problems)
