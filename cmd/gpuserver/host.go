@@ -21,16 +21,17 @@ import (
 func newHostCommand() *cobra.Command {
 	cmd := group(&cobra.Command{
 		Use:   "host",
-		Short: "Look at this machine's GPUs, and check it",
+		Short: "Look at this machine's GPUs, check and prepare it",
 		Long: `A VM can have a GPU only with all of its IOMMU group: the smallest set of devices
 that the hardware keeps apart. These commands read the machine's own files and say
 which cards that leaves, and why not the others; check what else VMs with GPUs
-need. The service need not run.`,
+need; and prepare the machine for it. The service need not run.`,
 		Example: `  gpuserver host inspect
   gpuserver host check
+  gpuserver host prepare --dry-run
   gpuserver host render nova`,
 	})
-	cmd.AddCommand(newHostInspectCommand(), newHostCheckCommand(), newHostRenderCommand())
+	cmd.AddCommand(newHostInspectCommand(), newHostCheckCommand(), newHostPrepareCommand(), newHostRenderCommand())
 	return cmd
 }
 
