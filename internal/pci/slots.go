@@ -64,7 +64,7 @@ func ungrouped(m IOMMU) verdict {
 	if m.Enabled {
 		return verdict{never: "is in no IOMMU group, though others are: the firmware's tables leave its bus out"}
 	}
-	return verdict{never: "the kernel shows no IOMMU groups: switch the IOMMU on in the firmware (AMD-Vi, VT-d; on Intel also intel_iommu=on on the kernel's command line), and start the host anew"}
+	return verdict{never: "the kernel shows no IOMMU groups: switch the IOMMU on in the firmware (AMD-Vi, VT-d), run gpuserver host prepare, and start the host anew"}
 }
 
 // companions are the other functions of a card's slot.
@@ -121,16 +121,16 @@ func judgeGroup(g Group, vfio bool) verdict {
 	v := verdict{never: strings.Join(never, "; ")}
 	switch {
 	case len(held) > 0:
-		v.now = "held by another driver than vfio-pci: " + strings.Join(held, ", ") + "; name their numbers in vfio-pci.ids= on the kernel's command line and start the host anew"
+		v.now = "held by another driver than vfio-pci: " + strings.Join(held, ", ") + "; gpuserver host prepare sees to it that vfio-pci gets them at the next start"
 	case len(bare) > 0 && !vfio:
-		v.now = "the driver vfio-pci is not loaded, which is to hold " + strings.Join(bare, ", ") + "; modprobe vfio-pci loads it"
+		v.now = "the driver vfio-pci is not loaded, which is to hold " + strings.Join(bare, ", ") + "; modprobe vfio-pci loads it, and gpuserver host prepare sees to it at each start"
 	}
 	return v
 }
 
 // against says why no VM can have a group because of one member, "" if nothing
-// does. ours says that it is a card or another function of one, which vfio-pci
-// is to hold.
+// does. ours says that it is a card or another function of one, which host
+// prepare binds.
 func against(d *Device, ours bool) string {
 	switch {
 	case !ours && d.exempt():
