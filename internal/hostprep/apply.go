@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"slices"
 	"strings"
 	"time"
 
@@ -67,7 +66,7 @@ type running struct {
 	old   *manifest
 	dirs  []string   // that are made
 	begun bool       // the manifest says so
-	back  [][]string // the commands that put things back, in the order in which their opposites ran
+	back  [][]string // the commands that put things back
 }
 
 // lock keeps a second run out.
@@ -252,7 +251,7 @@ func (r *running) putBack(cause error) error {
 			left = append(left, fmt.Sprintf("%s (%v)", f.Path, err))
 		}
 	}
-	for _, line := range slices.Backward(r.back) {
+	for _, line := range r.back {
 		if _, err := r.Run(ctx, line[0], line[1:]...); err != nil {
 			left = append(left, fmt.Sprintf("“%s” (%v)", strings.Join(line, " "), err))
 		}

@@ -313,6 +313,70 @@ func TestApplyAfterACrash(t *testing.T) {
 	}
 }
 
+// The machine dies before update-grub, in a plan with fewer parameters than the one
+// before: grub.cfg has all that is wanted, and more.
+func TestPlanAfterACrashBeforeUpdateGrub(t *testing.T) {
+	type crash struct{}
+	s := debian(t, seed(), nil)
+	s.prepare()
+	p := s.preparer("0000:44:00.0")
+	plan, err := p.Plan(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.before["update-grub"] = func() { panic(crash{}) }
+	func() {
+		defer func() {
+			if r := recover(); r != (crash{}) {
+				t.Errorf("ended with %v", r)
+			}
+		}()
+		_ = p.Apply(t.Context(), plan) // it does not come to its end
+	}()
+	delete(s.before, "update-grub")
+	s.prepare("0000:44:00.0")
+	if strings.Contains(s.read(grubConfig), "vfio-pci.ids") {
+		t.Errorf("grub.cfg is of the first plan:\n%s", s.read(grubConfig))
+	}
+}
+
+// The machine dies in the middle of a second plan, before or after some of its
+// files are written: none of them is taken for somebody else's.
+func TestUndoAfterACrashOfASecondPlan(t *testing.T) {
+	type crash struct{}
+	for n := range 3 { // files that are written
+		s := debian(t, seed(), nil)
+		before := s.tree()
+		s.prepare()
+		p := s.preparer("0000:44:00.0")
+		plan, err := p.Plan(t.Context())
+		if err != nil || len(plan.Files) < 3 {
+			t.Fatalf("%v, %d files", err, len(plan.Files))
+		}
+		writes := 0
+		p.replacing = func(path string, c *content) error {
+			if !strings.Contains(path, stateDir) {
+				if writes++; writes > n {
+					panic(crash{})
+				}
+			}
+			return replace(path, c, false)
+		}
+		func() {
+			defer func() {
+				if r := recover(); r != (crash{}) {
+					t.Errorf("%d: ended with %v", n, r)
+				}
+			}()
+			_ = p.Apply(t.Context(), plan) // it does not come to its end
+		}()
+		s.undo()
+		if d := gocmp.Diff(before, s.tree()); d != "" {
+			t.Errorf("%d: files (-before +after):\n%s", n, d)
+		}
+	}
+}
+
 // What somebody changed since is not undone unasked, and never lost.
 func TestUndoAfterAForeignEdit(t *testing.T) {
 	s := debian(t, seed(), nil)
