@@ -7,6 +7,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -142,7 +143,10 @@ func prepareHost(cmd *cobra.Command, f *prepareFlags) error {
 func printPlan(w io.Writer, plan *hostprep.Plan) error {
 	text := ""
 	for _, r := range plan.Remarks {
-		text += "Note: " + printable(r) + ".\n"
+		if !strings.HasPrefix(r, "WARNING") {
+			r = "Note: " + r
+		}
+		text += printable(r) + ".\n"
 	}
 	if plan.Empty() {
 		_, err := io.WriteString(w, text)

@@ -101,6 +101,19 @@ func TestPlanAfterTheStart(t *testing.T) {
 	}
 }
 
+// A file of an earlier plan that is not wanted any more goes.
+func TestPlanDropsFiles(t *testing.T) {
+	s := debian(t, seed(), nil)
+	s.prepare("0000:44:00.0")
+	if s.read(udevRules) == "" {
+		t.Fatal("there is no rule for the one card")
+	}
+	s.prepare()
+	if rules := s.read(udevRules); rules != "" {
+		t.Errorf("with all cards there is still a rule:\n%s", rules)
+	}
+}
+
 // What the seed's operators wrote by hand is not written again.
 func TestPlanSeedsOwnLine(t *testing.T) {
 	const seed = `GRUB_CMDLINE_LINUX_DEFAULT="amd_iommu=on iommu=pt vfio-pci.ids=10de:1db4 vfio_iommu_type1.allow_unsafe_interrupts=1 modprobe.blacklist=nvidiafb,nouveau"` + "\n"
