@@ -61,6 +61,7 @@ func TestReadGrubOdd(t *testing.T) {
 		{"GRUB_CMDLINE_LINUX=\"a\nX='\n", "/f:1", ""},
 		{"\nif [ -e /x ]; then\n GRUB_CMDLINE_LINUX=a\nfi\n", "/f:2", "a"},
 		{"X=\"1\n2\"\n. /etc/other\n", "/f:3", ""},
+		{"GRUB_CMDLINE_LINUX=a\nGRUB_CMDLINE_LINUX+=b\n", "", "ab"}, // bash
 		{"GRUB_DISTRIBUTOR=`lsb_release`\nGRUB_CMDLINE_LINUX=a\n", "", "a"},
 	} {
 		s := grubSettings{vars: map[string]string{}}

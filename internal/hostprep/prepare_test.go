@@ -213,6 +213,14 @@ func TestPlanCards(t *testing.T) {
 	}
 }
 
+// Others of the same number that VMs have already stand against nothing.
+func TestPlanSameNumberForVMs(t *testing.T) {
+	s := debian(t, pcitest.Write(t, pcitest.Seed("vfio-pci")), nil)
+	if plan := s.prepare("0000:44:00.0"); !slices.Contains(plan.Parameters, "vfio-pci.ids=10de:1db4") || s.read(udevRules) != "" {
+		t.Errorf("parameters %q, rules %q", plan.Parameters, s.read(udevRules))
+	}
+}
+
 // A NIC or an NVMe that somebody uses is never touched, and its group left out.
 func TestPlanLeavesOthersAlone(t *testing.T) {
 	m := pcitest.Seed("nouveau")
