@@ -259,9 +259,6 @@ func (f *Fleet) readAfter(ctx context.Context, v gpuserver.VM) {
 		if err := f.gateAfter(tx, &v, r); err != nil {
 			return err
 		}
-		if err := f.noteGPU(tx, v.Assigned, v); err != nil {
-			return err
-		}
 		return tx.SaveVM(&v)
 	})
 	if err != nil && gpuserver.KindOf(err) != gpuserver.KindConflict {
@@ -269,8 +266,8 @@ func (f *Fleet) readAfter(ctx context.Context, v gpuserver.VM) {
 	}
 }
 
-// noteGPU names the cards that failed while a job ran, if the job failed. The
-// strikes may come before the forge's word or after it.
+// noteGPU names the cards that failed while a job ran, if the job failed. It is
+// asked when the job ends and when its VM is released, whichever is the later.
 func (f *Fleet) noteGPU(tx *store.Tx, id gpuserver.JobID, v gpuserver.VM) error {
 	if len(v.Claims) == 0 || id == 0 || v.Assigned != id {
 		return nil

@@ -142,6 +142,29 @@ func TestCardReadAfterTheVM(t *testing.T) {
 	}
 }
 
+// If the card takes its VM with it, the forge's word comes last.
+func TestCardThatTakesItsVMWithIt(t *testing.T) {
+	gpuBench(t, func(b *bench) {
+		id := b.job("gpu1")
+		vm := b.starting(id)
+		b.gate(vm)
+		b.beat(vm, guest.Heartbeat{Phase: "runner"})
+		b.running(id, b.vm(vm).Runner.Name)
+		b.cloud.SetCard(sick(func(r *pci.Reading) { r.Dead = true }))
+		if err := b.cloud.Stop(b.vm(vm).Name, "crashed"); err != nil {
+			t.Fatal(err)
+		}
+		b.settle()
+		b.wantVM(vm, gpuserver.VMGone)
+		b.wantCard("0000:44:00.0", gpuserver.GPUQuarantined, 3)
+		b.wantJob(id, gpuserver.JobRunning)
+		b.done(id, "failure")
+		if j := b.read(id); j.Reason.Class != gpuserver.ReasonGPU {
+			t.Errorf("the job's reason is %+v", j.Reason)
+		}
+	})
+}
+
 // What was held against a card once is not held against it again by the next VM.
 func TestErrorsCountOnce(t *testing.T) {
 	gpuBench(t, func(b *bench) {
