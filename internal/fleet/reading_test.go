@@ -1,6 +1,7 @@
 package fleet
 
 import (
+	"fmt"
 	"slices"
 	"strings"
 	"testing"
@@ -206,10 +207,12 @@ func TestStruckCardIsNotGivenAgain(t *testing.T) {
 		b.wantVM(vm, gpuserver.VMGone)
 		b.pass(time.Minute)
 		j := b.wantJob(ids[4], gpuserver.JobQueued)
-		if want := "group 32 is out of service: card 3 at 0000:44:00.0 is quarantined since"; !strings.Contains(j.Reason.Text, want) || !strings.Contains(j.Reason.Text, "gpuserver gpu uncordon 3") {
+		bad := b.card("0000:44:00.0").ID
+		want := fmt.Sprintf("group 32 is out of service: card %d at 0000:44:00.0 is quarantined since", bad)
+		if !strings.Contains(j.Reason.Text, want) || !strings.Contains(j.Reason.Text, fmt.Sprintf("gpuserver gpu uncordon %d", bad)) {
 			t.Errorf("the fifth job waits because it %s, want %q", j.Reason.Text, want)
 		}
-		if err := b.fleet.UncordonGPU(b.ctx, b.card("0000:44:00.0").ID); err != nil {
+		if err := b.fleet.UncordonGPU(b.ctx, bad); err != nil {
 			t.Fatal(err)
 		}
 		b.cloud.SetCard(sick(nil))
