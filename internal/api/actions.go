@@ -39,6 +39,7 @@ type Actions interface {
 	// wait for some, or for the end. An offset past the end gives nothing.
 	Output(ctx context.Context, id gpuserver.JobID, stream string, from int64, wait time.Duration) (Output, error)
 
+	GPUActions
 	Surroundings
 }
 

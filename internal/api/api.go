@@ -92,6 +92,7 @@ const prefix = "/api/v1"
 func (a *API) routes(o Options) {
 	a.jobRoutes()
 	a.vmRoutes()
+	a.gpuRoutes()
 	a.runRoutes()
 	a.statusRoutes()
 	a.eventRoute()

@@ -316,6 +316,11 @@ func TestBadRequests(t *testing.T) {
 		"bad variable":          {"POST", "/api/v1/runs", `{"args":["a"],"env":{"A=B":"c"}}`, 422, gpuserver.KindInvalid},
 		"too large":             {"POST", "/api/v1/runs", big, 413, gpuserver.KindInvalid},
 		"run that is a job":     {"GET", "/api/v1/runs/1", "", 404, gpuserver.KindNotFound},
+		"unknown GPU":           {"GET", "/api/v1/gpus/99", "", 404, gpuserver.KindNotFound},
+		"unknown GPU's history": {"GET", "/api/v1/gpus/node1%2F27:00.0/history", "", 404, gpuserver.KindNotFound},
+		"unknown GPU's test":    {"POST", "/api/v1/gpus/99/test", "", 404, gpuserver.KindNotFound},
+		"unknown state of GPUs": {"GET", "/api/v1/gpus?state=broken", "", 422, gpuserver.KindInvalid},
+		"too long a reason":     {"POST", "/api/v1/gpus/1/cordon", `{"reason":"` + strings.Repeat("x", 501) + `"}`, 422, gpuserver.KindInvalid},
 		"unknown stream":        {"GET", "/api/v1/runs/1/stdin", "", 422, gpuserver.KindInvalid},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -25,8 +25,8 @@ type Role string
 // The roles, weakest first.
 const (
 	RoleNone     Role = ""         // not even look
-	RoleViewer   Role = "viewer"   // look at jobs, VMs, status, metrics
-	RoleOperator Role = "operator" // cancel, retry, delete VMs, run commands, read consoles
+	RoleViewer   Role = "viewer"   // look at jobs, VMs, GPUs, status, metrics
+	RoleOperator Role = "operator" // cancel, retry, delete VMs, cordon and test GPUs, run commands, read consoles
 	RoleAdmin    Role = "admin"    // release held images, and everything else
 )
 

@@ -130,6 +130,51 @@ func (c *Client) Console(ctx context.Context, ref string, from, limit int64, fol
 	return resp.Body, nil
 }
 
+// GPUs lists cards by cloud, host and address. states empty: any; cloud and host
+// "": any.
+func (c *Client) GPUs(ctx context.Context, states []string, cloud, host string) ([]GPUInfo, error) {
+	q := url.Values{}
+	for name, value := range map[string]string{"state": strings.Join(states, ","), "cloud": cloud, "host": host} {
+		if value != "" {
+			q.Set(name, value)
+		}
+	}
+	l, err := get[GPUList](ctx, c, "/gpus?"+q.Encode())
+	return l.GPUs, err
+}
+
+// GPU gives a card, by number, UUID, serial number or address.
+func (c *Client) GPU(ctx context.Context, ref string) (GPUDetail, error) {
+	return get[GPUDetail](ctx, c, "/gpus/"+url.PathEscape(ref))
+}
+
+// GPUHistory gives what happened to a card, newest first; limit 0: 100.
+func (c *Client) GPUHistory(ctx context.Context, ref string, limit int) ([]gpuserver.GPUEvent, error) {
+	q := ""
+	if limit > 0 {
+		q = "?limit=" + strconv.Itoa(limit)
+	}
+	h, err := get[GPUHistory](ctx, c, "/gpus/"+url.PathEscape(ref)+"/history"+q)
+	return h.Events, err
+}
+
+// CordonGPU takes a card out of service and gives it as it is then.
+func (c *Client) CordonGPU(ctx context.Context, ref, reason string) (GPUDetail, error) {
+	return post[GPUDetail](ctx, c, "/gpus/"+url.PathEscape(ref)+"/cordon", CordonRequest{Reason: reason})
+}
+
+// UncordonGPU puts a card back into service and gives it as it is then.
+func (c *Client) UncordonGPU(ctx context.Context, ref string) (GPUDetail, error) {
+	return post[GPUDetail](ctx, c, "/gpus/"+url.PathEscape(ref)+"/uncordon", nil)
+}
+
+// TestGPU starts a job on just this card. It is sent once: if the answer is
+// lost, the job may run.
+func (c *Client) TestGPU(ctx context.Context, ref string) (gpuserver.JobID, error) {
+	s, err := post[Started](ctx, c, "/gpus/"+url.PathEscape(ref)+"/test", nil)
+	return s.Job, err
+}
+
 // Status gives the server at a glance.
 func (c *Client) Status(ctx context.Context) (Status, error) { return get[Status](ctx, c, "/status") }
 
@@ -153,15 +198,7 @@ func (c *Client) ReleaseImage(ctx context.Context, name string) error {
 // StartRun runs a command in a fresh VM. It is sent once: if the answer is
 // lost, the command may run.
 func (c *Client) StartRun(ctx context.Context, r RunRequest) (gpuserver.JobID, error) {
-	body, err := json.Marshal(r)
-	if err != nil {
-		return 0, gpuserver.Wrap(gpuserver.KindInternal, "encode the command", err)
-	}
-	resp, err := c.send(ctx, http.MethodPost, "/runs", body)
-	if err != nil {
-		return 0, err
-	}
-	s, err := decode[Started](c, resp)
+	s, err := post[Started](ctx, c, "/runs", r)
 	return s.Job, err
 }
 
@@ -193,6 +230,21 @@ func get[T any](ctx context.Context, c *Client, path string) (v T, err error) {
 	resp, err := c.send(ctx, http.MethodGet, path, nil)
 	if err != nil {
 		return v, err
+	}
+	return decode[T](c, resp)
+}
+
+// post sends v as JSON, no body if it is nil.
+func post[T any](ctx context.Context, c *Client, path string, v any) (out T, err error) {
+	var body []byte
+	if v != nil {
+		if body, err = json.Marshal(v); err != nil {
+			return out, gpuserver.Wrap(gpuserver.KindInternal, "encode what is sent to "+path, err)
+		}
+	}
+	resp, err := c.send(ctx, http.MethodPost, path, body)
+	if err != nil {
+		return out, err
 	}
 	return decode[T](c, resp)
 }

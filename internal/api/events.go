@@ -25,6 +25,11 @@ type VMChange struct {
 	State gpuserver.VMState `json:"state"`
 }
 
+// GPUChange is the data of an event of type gpu: a card or its history changed.
+type GPUChange struct {
+	GPU gpuserver.GPUID `json:"gpu"`
+}
+
 const (
 	eventBeat  = 15 * time.Second // a comment, so that proxies and clients see life
 	writeLimit = 10 * time.Second // for one write to a client that does not read
@@ -38,10 +43,10 @@ func (a *API) eventRoute() {
 	a.huma.OpenAPI().AddOperation(&huma.Operation{
 		OperationID: "watch-events", Method: http.MethodGet, Path: prefix + "/events", Tags: []string{"events"},
 		Summary:     "Watch changes",
-		Description: "Tells of each change of a job or VM, right after its commit, as server-sent events of type job and vm. A client that does not keep up is cut off; it connects again and reads what it shows anew. Needs the role viewer.",
+		Description: "Tells of each change of a job, VM or GPU, right after its commit, as server-sent events of type job, vm and gpu. A client that does not keep up is cut off; it connects again and reads what it shows anew. Needs the role viewer.",
 		Security:    []map[string][]string{{"bearer": {}}},
 		Responses: map[string]*huma.Response{"200": {Description: "The events.", Content: map[string]*huma.MediaType{"text/event-stream": {
-			Schema: &huma.Schema{OneOf: []*huma.Schema{schemaOf[JobChange](registry), schemaOf[VMChange](registry)}},
+			Schema: &huma.Schema{OneOf: []*huma.Schema{schemaOf[JobChange](registry), schemaOf[VMChange](registry), schemaOf[GPUChange](registry)}},
 		}}}},
 	})
 }
@@ -93,6 +98,9 @@ func format(cs []store.Change) (text []byte) {
 		}
 		if c.VM != 0 {
 			text = appendEvent(text, "vm", VMChange{c.VM, c.VMState})
+		}
+		if c.GPU != 0 {
+			text = appendEvent(text, "gpu", GPUChange{c.GPU})
 		}
 	}
 	return text

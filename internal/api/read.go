@@ -46,7 +46,8 @@ func readJob(tx *store.Tx, id gpuserver.JobID) (d JobDetail, err error) {
 		}
 	}
 	d.Phases = phases(d.Job, d.Events, ofVM)
-	return d, nil
+	d.GPUs, err = tx.GPUsOfJob(id)
+	return d, err
 }
 
 // phases gives the phases that a job's last attempt passed, in order. What the
@@ -118,7 +119,7 @@ func readExplanation(tx *store.Tx, id gpuserver.JobID) (Explanation, error) {
 		return Explanation{}, err
 	}
 	j := d.Job
-	x := Explanation{Job: j.ID, State: j.State, Class: j.Reason.Class, Help: j.Reason.Help, NextTry: j.NextTryAt, History: d.Events}
+	x := Explanation{Job: j.ID, State: j.State, Class: j.Reason.Class, Help: j.Reason.Help, NextTry: j.NextTryAt, GPUs: d.GPUs, History: d.Events}
 	if j.State == gpuserver.JobQueued {
 		ahead, err := tx.QueuePosition(j)
 		if err != nil {
@@ -146,7 +147,8 @@ func sentence(j gpuserver.Job, vm *gpuserver.VM, position int) string {
 		return "It runs on " + name + "."
 	case gpuserver.JobDone:
 		s := "It ended: " + cmp.Or(j.Conclusion, "the forge did not say how") + "."
-		if j.Reason.Text != "" && j.Reason.Class == "" { // a class belongs to the wait that is over
+		// Any other class belongs to the wait that is over.
+		if j.Reason.Text != "" && (j.Reason.Class == "" || j.Reason.Class == gpuserver.ReasonGPU) {
 			s += " " + j.Reason.Text
 		}
 		return s
@@ -207,6 +209,11 @@ func (s *Status) read(tx *store.Tx, hosts []gpuserver.Host) (err error) {
 		return err
 	}
 	s.Hosts = hostStatuses(hosts, usages)
+	gpus, err := readGPUs(tx, hosts)
+	if err != nil {
+		return err
+	}
+	s.GPUs, s.Slots = summary(gpus, tx.Now), slotCounts(hosts, usages, gpus, tx.Now)
 	images, err := tx.Images()
 	for _, h := range images {
 		s.Images = append(s.Images, HeldImage{Name: h.Name, Failures: h.Failures, Held: !h.HeldAt.IsZero(), HeldAt: h.HeldAt, Reason: h.Reason})

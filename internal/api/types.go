@@ -10,6 +10,7 @@ import (
 type JobDetail struct {
 	Job    gpuserver.Job     `json:"job"`
 	VM     *gpuserver.VM     `json:"vm,omitempty" doc:"The VM made for it, or the one that runs it."`
+	GPUs   []gpuserver.GPU   `json:"gpus,omitempty" doc:"The cards that its VMs have or had."`
 	Phases []PhaseAt         `json:"phases" doc:"The phases passed by the last attempt, in order."`
 	Events []gpuserver.Event `json:"events" doc:"Its history, oldest first."`
 }
@@ -31,12 +32,14 @@ type Explanation struct {
 	Position int                   `json:"position,omitempty" doc:"The place in the queue, from 1; 0 if it is not in the queue."`
 	Waiting  int                   `json:"waiting,omitempty" doc:"How many jobs are in the queue."`
 	NextTry  time.Time             `json:"next_try_at,omitzero" doc:"When it is tried again."`
+	GPUs     []gpuserver.GPU       `json:"gpus,omitempty" doc:"The cards that its VMs have or had."`
 	History  []gpuserver.Event     `json:"history" doc:"What led here, oldest first."`
 }
 
 // VMDetail is a VM with its history.
 type VMDetail struct {
 	VM     gpuserver.VM      `json:"vm"`
+	GPUs   []gpuserver.GPU   `json:"gpus,omitempty" doc:"The cards that it has or had."`
 	Events []gpuserver.Event `json:"events" doc:"Its history, oldest first."`
 }
 
@@ -54,6 +57,8 @@ type Status struct {
 	Clouds   []CloudStatus              `json:"clouds"`
 	Forges   []ForgeStatus              `json:"forges"`
 	Images   []HeldImage                `json:"images" doc:"Images with failures in a row, held or not."`
+	GPUs     GPUSummary                 `json:"gpus"`
+	Slots    []SlotCount                `json:"slots" doc:"IOMMU groups with GPUs by cloud: free, held by a VM, or out of service."`
 }
 
 // FlavorInfo is a size of VM with its other names.

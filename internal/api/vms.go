@@ -81,6 +81,9 @@ func (a *API) showVM(ctx context.Context, in *vmIn) (*answer[VMDetail], error) {
 	}
 	out := &answer[VMDetail]{VMDetail{VM: v}}
 	return out, a.db.View(ctx, func(tx *store.Tx) (err error) {
+		if out.Body.GPUs, err = tx.GPUsOfVM(v.ID); err != nil {
+			return err
+		}
 		out.Body.Events, err = tx.VMEvents(v.ID)
 		if out.Body.Events == nil {
 			out.Body.Events = []gpuserver.Event{}

@@ -128,6 +128,47 @@ func (f *Fleet) DeleteVM(_ context.Context, id gpuserver.VMID, by string) error 
 	return f.called("delete %d by %s", id, by)
 }
 
+// CordonGPU implements api.Actions.
+func (f *Fleet) CordonGPU(ctx context.Context, id gpuserver.GPUID, reason, by string) error {
+	if err := f.called("cordon %d %q by %s", id, reason, by); err != nil {
+		return err
+	}
+	return f.moveGPU(ctx, id, gpuserver.GPUCordoned, "cordoned", reason)
+}
+
+// UncordonGPU implements api.Actions.
+func (f *Fleet) UncordonGPU(ctx context.Context, id gpuserver.GPUID, by string) error {
+	if err := f.called("uncordon %d by %s", id, by); err != nil {
+		return err
+	}
+	return f.moveGPU(ctx, id, gpuserver.GPUInService, "uncordoned", "")
+}
+
+func (f *Fleet) moveGPU(ctx context.Context, id gpuserver.GPUID, to gpuserver.GPUState, kind, reason string) error {
+	return f.DB.Update(ctx, func(tx *store.Tx) error {
+		g, err := tx.GPU(id)
+		if err != nil {
+			return err
+		}
+		g.State, g.Reason, g.StateAt = to, reason, tx.Now
+		if to == gpuserver.GPUInService {
+			g.Strikes, g.RestUntil = 0, time.Time{}
+		}
+		if err := tx.SaveGPU(&g); err != nil {
+			return err
+		}
+		return tx.AddGPUEvent(gpuserver.GPUEvent{GPU: id, Kind: kind, Text: reason})
+	})
+}
+
+// TestGPU implements api.Actions: a run that OnRun plays.
+func (f *Fleet) TestGPU(ctx context.Context, id gpuserver.GPUID, by string) (gpuserver.JobID, error) {
+	if err := f.called("test %d by %s", id, by); err != nil {
+		return 0, err
+	}
+	return f.startRun(ctx, api.RunRequest{Args: []string{"gpu-test"}}, by)
+}
+
 // ReleaseImage implements api.Actions.
 func (f *Fleet) ReleaseImage(ctx context.Context, name, by string) error {
 	if err := f.called("release %s by %s", name, by); err != nil {
@@ -160,6 +201,10 @@ func (f *Fleet) StartRun(ctx context.Context, r api.RunRequest, by string) (gpus
 	if err := f.called("run %q by %s", r.Args, by); err != nil {
 		return 0, err
 	}
+	return f.startRun(ctx, r, by)
+}
+
+func (f *Fleet) startRun(ctx context.Context, r api.RunRequest, by string) (gpuserver.JobID, error) {
 	j := gpuserver.Job{
 		Forge: "local", Repo: "local", Name: r.Args[0], Labels: []string{}, ForgeState: gpuserver.ForgeQueued, State: gpuserver.JobReceived,
 		ForgeID: time.Now().UnixNano(), QueuedAt: time.Now().UTC(), Command: &gpuserver.Command{Args: r.Args, Env: r.Env, Timeout: r.Timeout()},

@@ -71,10 +71,10 @@ func Seed(t testing.TB, db *store.DB) World {
 	return w
 }
 
-func seedVM(tx *store.Tx, j *gpuserver.Job, v *gpuserver.VM) error {
+func seedVM(tx *store.Tx, j *gpuserver.Job, v *gpuserver.VM, claims ...gpuserver.Claim) error {
 	*v = gpuserver.VM{Forge: j.Forge, Cloud: "local", Host: "node1", Flavor: "small", Image: "demo", MadeFor: j.ID, Assigned: j.ID}
 	name := func(id gpuserver.VMID) string { return fmt.Sprintf("gs-%d", id) }
-	if err := tx.InsertVM(v, name, gpuserver.Lease{Cloud: "local", Host: "node1", VCPUs: 6, MemoryMiB: 8192, DiskGiB: 40}); err != nil {
+	if err := tx.InsertVM(v, name, gpuserver.Lease{Cloud: "local", Host: "node1", VCPUs: 6, MemoryMiB: 8192, DiskGiB: 40, Claims: claims}); err != nil {
 		return err
 	}
 	v.Runner = gpuserver.Runner{Name: v.Name + "-1", ID: 77, Attempt: 1, State: gpuserver.RunnerRegistered, Labels: j.Labels}
