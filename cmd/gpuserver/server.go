@@ -21,6 +21,7 @@ import (
 	"gpuserver/internal/fleet"
 	"gpuserver/internal/forge"
 	"gpuserver/internal/forge/github"
+	"gpuserver/internal/gate"
 	"gpuserver/internal/guest"
 	"gpuserver/internal/intake"
 	"gpuserver/internal/metrics"
@@ -139,7 +140,7 @@ func (s *server) newFleet(ctx context.Context) (*fleet.Fleet, error) {
 		Models: s.cfg.Models(), Places: places(s.cfg),
 		AgentURL:  func(string) string { return s.cfg.AgentURL() },
 		OutputDir: filepath.Join(string(s.cfg.Server.DataDir), "output"),
-		Admit:     s.admission.Admit, Reread: s.intake.Apply, Repaired: s.repaired, BackfillFor: j.BackfillFor, Log: s.log,
+		Admit:     s.admission.Admit, Reread: s.intake.Apply, Repaired: s.repaired, Struck: s.struck, BackfillFor: j.BackfillFor, Log: s.log,
 		Limits: fleet.Limits{
 			Boot: j.BootTimeout, EmulationFactor: j.EmulationFactor, Idle: j.IdleTimeout, Job: j.TimeLimit, Grace: j.Grace,
 			Retries: j.Retries, RetryAfter: j.RetryAfter, HoldImageAfter: j.HoldImageAfter, Registrations: 64, Creates: 64,
@@ -209,6 +210,9 @@ func (s *server) Run(ctx context.Context) error {
 
 // repaired counts a repair of a reconciler.
 func (s *server) repaired(kind string) { s.metrics.Repair(kind) }
+
+// struck counts what was seen wrong of a card.
+func (s *server) struck(card gpuserver.GPUID, kind gate.Kind) { s.metrics.Strike(card, string(kind)) }
 
 // newTidier makes what deletes the things older than their retention.
 func (s *server) newTidier() *store.Tidier {

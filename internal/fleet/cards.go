@@ -210,6 +210,11 @@ func (f *Fleet) strike(tx *store.Tx, g gpuserver.GPU, v gpuserver.VM, seen []hea
 	if err := tx.SaveGPU(&struck); err != nil {
 		return g, err
 	}
+	for _, e := range seen {
+		if f.Struck != nil {
+			f.Struck(g.ID, e.Kind)
+		}
+	}
 	f.Log.Warn("GPU struck", "gpu", g.ID, "address", g.Address, "vm", v.Name, "points", o.Points, "strikes", struck.Strikes, "state", struck.State, "why", o.Text)
 	e := gpuserver.GPUEvent{GPU: g.ID, VM: v.ID, Job: jobOfVM(v), Kind: gpuStrike, Text: o.Text, Points: o.Points}
 	if err := tx.AddGPUEvent(e); err != nil {

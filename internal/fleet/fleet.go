@@ -23,6 +23,7 @@ import (
 	"gpuserver"
 	"gpuserver/internal/cloud"
 	"gpuserver/internal/forge"
+	"gpuserver/internal/gate"
 	"gpuserver/internal/guest"
 	"gpuserver/internal/health"
 	"gpuserver/internal/store"
@@ -80,6 +81,9 @@ type Options struct {
 	Reread func(ctx context.Context, forgeName string, j forge.Job) error
 	// Repaired is told the kind of each repair, for the metrics.
 	Repaired func(kind string)
+	// Struck is told of each thing that was seen wrong of a card, for the metrics;
+	// it is called within a transaction and must not wait.
+	Struck func(card gpuserver.GPUID, kind gate.Kind)
 	// BackfillFor is how long smaller jobs may overtake one that does not fit.
 	BackfillFor time.Duration
 	Log         *slog.Logger

@@ -1,5 +1,5 @@
 // Package metrics is what Prometheus reads of the server: the queue, VMs,
-// leases, phases of jobs, the forges' budgets, repairs and answers.
+// leases, GPUs, phases of jobs, the forges' budgets, repairs and answers.
 //
 // What the store knows is read when it is asked for, so that it is right after
 // a restart; what passes by is counted as it passes. No label ever holds an id
@@ -17,6 +17,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/collectors"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 
+	"gpuserver"
 	"gpuserver/internal/api"
 	"gpuserver/internal/store"
 )
@@ -30,6 +31,7 @@ type Metrics struct {
 	jobs       *prometheus.CounterVec
 	waits      prometheus.Histogram
 	repairs    *prometheus.CounterVec
+	strikes    *prometheus.CounterVec
 	deliveries *prometheus.CounterVec
 	answers    *prometheus.HistogramVec
 
@@ -59,6 +61,9 @@ func New(db *store.DB, fleet api.Surroundings, version string) *Metrics {
 		repairs: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "gpuserver_repairs_total", Help: "What the reconciler found wrong and mended, by kind.",
 		}, []string{"kind"}),
+		strikes: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "gpuserver_gpu_strikes_total", Help: "What was seen wrong of GPUs, by the GPU's number (gpuserver gpu list) and kind.",
+		}, []string{"gpu", "kind"}),
 		deliveries: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "gpuserver_deliveries_total", Help: "Deliveries of forges, by what became of them.",
 		}, []string{"forge", "outcome"}),
@@ -68,7 +73,7 @@ func New(db *store.DB, fleet api.Surroundings, version string) *Metrics {
 	}
 	build := prometheus.NewGauge(prometheus.GaugeOpts{Name: "gpuserver_build_info", Help: "1, with the version.", ConstLabels: prometheus.Labels{"version": version}})
 	build.Set(1)
-	m.registry.MustRegister(m.phases, m.jobs, m.waits, m.repairs, m.deliveries, m.answers, build, &snapshot{db: db, fleet: fleet},
+	m.registry.MustRegister(m.phases, m.jobs, m.waits, m.repairs, m.strikes, m.deliveries, m.answers, build, &snapshot{db: db, fleet: fleet},
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	ctx, cancel := context.WithCancel(context.Background())
 	m.stop = cancel
@@ -91,6 +96,12 @@ func (m *Metrics) Close() {
 // Repair counts one thing that the reconciler mended. kind is one of a fixed
 // set of words.
 func (m *Metrics) Repair(kind string) { m.repairs.WithLabelValues(kind).Inc() }
+
+// Strike counts one thing that was seen wrong of a card. kind is one of a fixed
+// set of words; cards are as many as there are.
+func (m *Metrics) Strike(gpu gpuserver.GPUID, kind string) {
+	m.strikes.WithLabelValues(strconv.FormatInt(int64(gpu), 10), kind).Inc()
+}
 
 // Delivery counts a delivery. outcome is the store's word: job, recheck, other,
 // foreign, bad, and replay.

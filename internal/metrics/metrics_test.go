@@ -75,6 +75,49 @@ func TestSnapshot(t *testing.T) {
 	}
 }
 
+func TestCardsAndSlots(t *testing.T) {
+	db := apitest.OpenStore(t)
+	fleet := apitest.NewFleet(t, db)
+	m := metrics.New(db, fleet, "")
+	t.Cleanup(m.Close)
+	if text := scrape(t, m); strings.Contains(text, "gpuserver_gpus{") || strings.Contains(text, "gpuserver_slots{") {
+		t.Error("cards are told where there are none")
+	}
+	c := apitest.SeedGPUs(t, fleet, apitest.Seed(t, db))
+	uncordon := func() {
+		if err := fleet.UncordonGPU(t.Context(), c.Far.ID, "me"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, tc := range []struct {
+		before func()
+		lines  []string
+	}{
+		{func() {}, []string{
+			`gpuserver_gpus{cloud="local",model="tesla-v100",state="in_service"} 4`,
+			`gpuserver_gpus{cloud="local",model="tesla-v100",state="cordoned"} 1`,
+			`gpuserver_gpus{cloud="local",model="tesla-v100",state="quarantined"} 1`,
+			`gpuserver_slots{cloud="local",state="free"} 1`,
+			`gpuserver_slots{cloud="local",state="held"} 1`,
+			`gpuserver_slots{cloud="local",state="out"} 3`,
+		}},
+		{uncordon, []string{
+			`gpuserver_gpus{cloud="local",model="tesla-v100",state="in_service"} 5`,
+			`gpuserver_gpus{cloud="local",model="tesla-v100",state="cordoned"} 0`,
+			`gpuserver_slots{cloud="local",state="free"} 2`,
+			`gpuserver_slots{cloud="local",state="out"} 2`,
+		}},
+	} {
+		tc.before()
+		text := scrape(t, m)
+		for _, line := range tc.lines {
+			if !strings.Contains(text, "\n"+line+"\n") {
+				t.Errorf("no %s in\n%s", line, text)
+			}
+		}
+	}
+}
+
 func TestEndsAreCountedOnce(t *testing.T) {
 	db := apitest.OpenStore(t)
 	m := metrics.New(db, apitest.NewFleet(t, db), "")
@@ -122,10 +165,13 @@ func TestWhatPassesByIsCounted(t *testing.T) {
 	m.Repair("orphan_vm")
 	m.Repair("orphan_vm")
 	m.Delivery("github", "job")
+	m.Strike(4, "xid")
+	m.Strike(4, "xid")
 	m.Answer("GET /api/v1/jobs/{id}", 404, 30*time.Millisecond)
 	text := scrape(t, m)
 	for _, line := range []string{
 		`gpuserver_repairs_total{kind="orphan_vm"} 2`,
+		`gpuserver_gpu_strikes_total{gpu="4",kind="xid"} 2`,
 		`gpuserver_deliveries_total{forge="github",outcome="job"} 1`,
 		`gpuserver_http_request_seconds_count{route="GET /api/v1/jobs/{id}",status="404"} 1`,
 	} {

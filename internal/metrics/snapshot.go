@@ -30,6 +30,8 @@ var (
 	cloudUp     = desc("cloud_up", "1 if the cloud's last answer was good.", "cloud")
 	hostTotal   = desc("host_capacity", "What VMs may use of a host, by resource (vcpus, memory_mib, disk_gib).", "cloud", "host", "resource")
 	hostUsed    = desc("host_leased", "What leases hold of a host, by resource (vcpus, memory_mib, disk_gib, vms).", "cloud", "host", "resource")
+	gpusNow     = desc("gpus", "GPUs by cloud, model and state (in_service, cordoned, quarantined).", "cloud", "model", "state")
+	slotsNow    = desc("slots", "IOMMU groups with GPUs by cloud and state (free, held by a VM, out of service).", "cloud", "state")
 	forgeUp     = desc("forge_up", "1 if the forge's last answer was good.", "forge")
 	forgeLeft   = desc("forge_calls_remaining", "Calls that the forge still allows in its present hour.", "forge")
 	forgePoints = desc("forge_points_total", "Points spent on a forge by class of call.", "forge", "class")
@@ -38,7 +40,7 @@ var (
 
 // Describe implements prometheus.Collector.
 func (s *snapshot) Describe(ch chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{queueLength, queueAge, jobsNow, vmsNow, imageHeld, cloudUp, hostTotal, hostUsed, forgeUp, forgeLeft, forgePoints, storeUp} {
+	for _, d := range []*prometheus.Desc{queueLength, queueAge, jobsNow, vmsNow, imageHeld, cloudUp, hostTotal, hostUsed, gpusNow, slotsNow, forgeUp, forgeLeft, forgePoints, storeUp} {
 		ch <- d
 	}
 }
@@ -75,6 +77,7 @@ func (s *snapshot) Collect(ch chan<- prometheus.Metric) {
 	for _, h := range st.Hosts {
 		hostMetrics(gauge, h)
 	}
+	gpuMetrics(gauge, st)
 	for _, f := range st.Forges {
 		gauge(forgeUp, truth(f.Up), f.Name)
 		gauge(forgeLeft, float64(f.Remaining), f.Name)
@@ -92,6 +95,28 @@ func hostMetrics(gauge func(*prometheus.Desc, float64, ...string), h api.HostSta
 	gauge(hostUsed, float64(h.Used.MemoryMiB), h.Cloud, h.Name, "memory_mib")
 	gauge(hostUsed, float64(h.Used.DiskGiB), h.Cloud, h.Name, "disk_gib")
 	gauge(hostUsed, float64(h.Used.VMs), h.Cloud, h.Name, "vms")
+}
+
+// gpuMetrics tells all three states of each model, so that a series is 0 and not
+// gone when the last card leaves a state.
+func gpuMetrics(gauge func(*prometheus.Desc, float64, ...string), st api.Status) {
+	type key struct {
+		cloud, model string
+		state        gpuserver.GPUState
+	}
+	n := map[key]int{}
+	for _, c := range st.GPUs.Counts {
+		for _, state := range []gpuserver.GPUState{gpuserver.GPUInService, gpuserver.GPUCordoned, gpuserver.GPUQuarantined} {
+			n[key{c.Cloud, c.Model, state}] += 0
+		}
+		n[key{c.Cloud, c.Model, c.State}] += c.Count
+	}
+	for k, count := range n {
+		gauge(gpusNow, float64(count), k.cloud, k.model, string(k.state))
+	}
+	for _, c := range st.Slots {
+		gauge(slotsNow, float64(c.Count), c.Cloud, c.State)
+	}
 }
 
 func truth(b bool) float64 {
