@@ -50,7 +50,8 @@ type pages struct {
 	tpl *template.Template
 }
 
-// New gives the handler of the pages: /, /jobs/{id} and their static files. It
+// New gives the handler of the pages: /, /jobs/{id}, /gpus/{id} and their static
+// files. It
 // is given to package api as Options.Pages, which decides who may look.
 func New(o Options) http.Handler {
 	if o.Now == nil {
@@ -68,6 +69,7 @@ func New(o Options) http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /{$}", p.overview)
 	mux.HandleFunc("GET /jobs/{id}", p.job)
+	mux.HandleFunc("GET /gpus/{id}", p.gpu)
 	mux.Handle("GET /static/", cached(http.StripPrefix("/static/", http.FileServerFS(static))))
 	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
 		p.fail(w, r, gpuserver.Errorf(gpuserver.KindNotFound, "There is no such page."))
@@ -95,11 +97,12 @@ func cached(next http.Handler) http.Handler {
 	})
 }
 
-// How many rows the overview shows of what has no end.
+// How many rows the pages show of what has no end.
 const (
 	maxQueue  = 100
 	maxRecent = 30
 	maxVMs    = 200
+	maxEvents = 100
 )
 
 type overview struct {
@@ -107,6 +110,7 @@ type overview struct {
 	Trouble string // why nothing can be stored, "" if it can
 	Queue   []queued
 	VMs     []gpuserver.VM
+	GPUs    []api.GPUInfo
 	Recent  []gpuserver.Job
 	Version string
 	At      time.Time
@@ -130,6 +134,9 @@ func (p *pages) overview(w http.ResponseWriter, r *http.Request) {
 func (p *pages) readOverview(ctx context.Context) (v overview, err error) {
 	v = overview{Version: p.o.Version, At: p.o.Now().UTC()}
 	if v.Status, err = api.ReadStatus(ctx, p.o.DB, p.o.Around, p.o.Version); err != nil {
+		return v, err
+	}
+	if v.GPUs, err = api.ReadGPUs(ctx, p.o.DB, p.o.Around); err != nil {
 		return v, err
 	}
 	if p.o.Writable != nil {
@@ -190,6 +197,26 @@ func (p *pages) job(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	p.render(w, r, http.StatusOK, "job", v)
+}
+
+type gpuPage struct {
+	api.GPUDetail
+	Version string
+	At      time.Time
+}
+
+func (p *pages) gpu(w http.ResponseWriter, r *http.Request) {
+	id, err := strconv.ParseInt(r.PathValue("id"), 10, 64)
+	if err != nil || id < 1 {
+		p.fail(w, r, gpuserver.Errorf(gpuserver.KindNotFound, "There is no such GPU."))
+		return
+	}
+	v := gpuPage{Version: p.o.Version, At: p.o.Now().UTC()}
+	if v.GPUDetail, err = api.ReadGPU(r.Context(), p.o.DB, p.o.Around, strconv.FormatInt(id, 10), maxEvents); err != nil {
+		p.fail(w, r, err)
+		return
+	}
+	p.render(w, r, http.StatusOK, "gpu", v)
 }
 
 func (p *pages) fail(w http.ResponseWriter, r *http.Request, err error) {

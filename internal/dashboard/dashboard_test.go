@@ -141,7 +141,8 @@ var inline = regexp.MustCompile(`(?i)<script(?: [^>]*)?>[^<]|<style|\son\w+=|\ss
 
 func TestPagesKeepTheirPolicy(t *testing.T) {
 	s := serve(t)
-	for _, path := range []string{"/", "/jobs/1", "/nothing"} {
+	apitest.SeedGPUs(t, s.fleet, s.world)
+	for _, path := range []string{"/", "/jobs/1", "/gpus/4", "/nothing"} {
 		resp, page := get(t, s.url+path)
 		csp := resp.Header.Get("Content-Security-Policy")
 		if !strings.HasPrefix(csp, "default-src 'none'") || strings.Contains(csp, "unsafe") {

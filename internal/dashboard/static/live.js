@@ -52,12 +52,13 @@
     const set = live().dataset;
     if (set.live === "all") return true;
     if (kind === "job" && set.live === "job") return String(data.job) === set.job || data.state === "starting" || data.state === "queued";
+    if (set.live === "gpu") return kind === "gpu" && String(data.gpu) === set.gpu;
     return kind === "vm" && String(data.vm) === set.vm;
   }
 
   if (!live() || !live().dataset.live) return;
   const events = new EventSource("/api/v1/events");
-  for (const kind of ["job", "vm"]) {
+  for (const kind of ["job", "vm", "gpu"]) {
     events.addEventListener(kind, (e) => { if (about(kind, JSON.parse(e.data))) soon(); });
   }
   events.onopen = () => { say("live"); soon(); };
