@@ -165,6 +165,9 @@ func printJob(w io.Writer, d api.JobDetail) error {
 	if err != nil {
 		return err
 	}
+	if err := printCards(w, d.GPUs); err != nil {
+		return err
+	}
 	if len(d.Phases) > 0 {
 		rows := make([][]string, len(d.Phases))
 		for i, p := range d.Phases {
@@ -213,6 +216,9 @@ func printExplanation(w io.Writer, x api.Explanation) error {
 		next = ago(x.NextTry)
 	}
 	if err := fields(w, "place", place, "class", string(x.Class), "next try", next, "remedy", x.Help); err != nil {
+		return err
+	}
+	if err := printCards(w, x.GPUs); err != nil {
 		return err
 	}
 	return printHistory(w, x.History)

@@ -60,8 +60,12 @@ func TestOperatorScripts(t *testing.T) {
 		{Name: "op", Role: api.RoleOperator, Hash: api.HashToken("act")},
 	}
 	for _, file := range globbed(t, "testdata/operator/*.txt") {
-		t.Run(strings.TrimSuffix(filepath.Base(file), ".txt"), func(t *testing.T) {
+		name := strings.TrimSuffix(filepath.Base(file), ".txt")
+		t.Run(name, func(t *testing.T) {
 			s := operate(t, api.Options{Tokens: tokens})
+			if name == "gpus" {
+				apitest.SeedGPUs(t, s.fleet, s.world)
+			}
 			s.fleet.WriteConsole(s.world.Busy.ID, "Linux version 6.1\nlogin: \x1b[2J\n")
 			testscript.Run(t, testscript.Params{
 				Files: []string{file},

@@ -17,6 +17,7 @@ func commands() []*cobra.Command {
 		newStatusCommand(),
 		newJobCommand(),
 		newVMCommand(),
+		newGPUCommand(),
 		newImageCommand(),
 		newHostCommand(),
 		newForgeCommand(),

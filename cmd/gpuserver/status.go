@@ -22,7 +22,8 @@ func newStatusCommand() *cobra.Command {
 		Use:   "status",
 		Short: "Show the server at a glance",
 		Long: `Shows whether the server can take jobs, its queue, VMs, hosts with their room,
-clouds, forges with what is left of their limits, and images that are held.
+clouds, forges with what is left of their limits, images that are held, and GPUs
+that no VM gets, with what to do about each.
 
 Exit status: 0 the server is ready, 1 it is not or cannot be reached.
 ` + serverHelp,
@@ -68,7 +69,8 @@ func printStatus(w io.Writer, s api.Status) error {
 	for _, v := range s.VMs {
 		vms = append(vms, fmt.Sprintf("%d %s on %s", v.Count, v.State, v.Cloud))
 	}
-	if err := fields(w, "server", s.Version, "ready", ready, "queue", queue, "jobs", strings.Join(jobs, ", "), "vms", strings.Join(vms, ", ")); err != nil {
+	if err := fields(w, "server", s.Version, "ready", ready, "queue", queue, "jobs", strings.Join(jobs, ", "), "vms", strings.Join(vms, ", "),
+		"gpus", gpuCounts(s), "slots", slotTotals(s.Slots)); err != nil {
 		return err
 	}
 	for _, warning := range s.Warnings {
@@ -84,6 +86,7 @@ func printStatus(w io.Writer, s api.Status) error {
 		{[]string{"CLOUD", "TYPE", "UP", "ABOUT"}, cloudRows(s.Clouds)},
 		{[]string{"FORGE", "TYPE", "UP", "CALLS LEFT", "ABOUT"}, forgeRows(s.Forges)},
 		{[]string{"IMAGE", "FAILURES", "HELD", "WHY"}, imageRows(s.Images)},
+		{[]string{"GPU", "HOST", "ADDRESS", "STATE", "SINCE", "WHY"}, outRows(s.GPUs.Out)},
 	} {
 		if len(section.rows) == 0 {
 			continue
@@ -93,7 +96,7 @@ func printStatus(w io.Writer, s api.Status) error {
 			return err
 		}
 	}
-	return nil
+	return printGPUHelp(w, s.GPUs.Out)
 }
 
 func hostRows(hosts []api.HostStatus) (rows [][]string) {
