@@ -104,7 +104,7 @@ func (a actions) Clouds(context.Context) (out []api.CloudStatus) {
 		i := slices.IndexFunc(a.s.cfg.Clouds, func(x config.Cloud) bool { return x.Name == c.Name() })
 		out = append(out, api.CloudStatus{
 			Name: c.Name(), Type: a.s.cfg.Clouds[i].Type, Up: down.Class == "" && known, Known: known, Since: since, Reason: down.Text,
-			Accelerated: caps.Accelerated, Note: caps.Note,
+			Cards: caps.Cards, Accelerated: caps.Accelerated, Note: caps.Note,
 		})
 	}
 	return out

@@ -52,8 +52,9 @@ func newGPUListCommand() *cobra.Command {
 		Long: `Lists the GPUs by cloud, host and address.
 
 States: in service, resting (in service, and no VM gets it for a while), cordoned
-(taken out by somebody), quarantined (taken out by its strikes). HELD BY is the VM
-that has the card, in brackets if that VM has another card of the same IOMMU group.
+(taken out by somebody), quarantined (taken out by its strikes), absent (another
+card is in its place). HELD BY is the VM that has the card, in brackets if that VM
+has another card of the same IOMMU group.
 ` + serverHelp,
 		Example: `  gpuserver gpu list
   gpuserver gpu list --state cordoned,quarantined

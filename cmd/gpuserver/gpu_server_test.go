@@ -89,6 +89,9 @@ func TestGPUCommandsOfTheWholeService(t *testing.T) {
 		t.Errorf("uncordon: %s", out)
 	}
 
+	if out := gpuserverOK(t, "status", "--output", "json"); !strings.Contains(out, `"cards": true`) {
+		t.Errorf("that we choose the cards is not told: %s", out)
+	}
 	c, err := api.NewClient(os.Getenv(envServer), "")
 	if err != nil {
 		t.Fatal(err)

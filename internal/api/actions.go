@@ -85,6 +85,7 @@ type CloudStatus struct {
 	Known       bool      `json:"known" doc:"Whether its capacity was read since the server started."`
 	Since       time.Time `json:"since,omitzero" doc:"When it went up or down."`
 	Reason      string    `json:"reason,omitempty" doc:"Why it is down."`
+	Cards       bool      `json:"cards" doc:"Whether VMs get the GPUs that we choose; else the cloud chooses, and tells no addresses."`
 	Accelerated bool      `json:"accelerated" doc:"False where VMs run under software emulation."`
 	Note        string    `json:"note,omitempty"`
 }

@@ -19,6 +19,7 @@ import (
 type GPUInfo struct {
 	gpuserver.GPU
 	Group      *int       `json:"group,omitempty" doc:"Its IOMMU group, where the cloud tells."`
+	Absent     bool       `json:"absent,omitempty" doc:"Another card is in its place, and it was not seen elsewhere since."`
 	StrikesNow float64    `json:"strikes_now" doc:"Its strikes, in points, as they have faded to now."`
 	HeldBy     *GPUHolder `json:"held_by,omitempty" doc:"The VM that has it, or its group."`
 	Help       string     `json:"help,omitempty" doc:"What to do about a card that no VM gets."`
@@ -27,12 +28,15 @@ type GPUInfo struct {
 // Usable reports whether a VM may get the card at the time given, once nobody
 // holds it.
 func (g GPUInfo) Usable(now time.Time) bool {
-	return g.State == gpuserver.GPUInService && !now.Before(g.RestUntil)
+	return g.State == gpuserver.GPUInService && !now.Before(g.RestUntil) && !g.Absent
 }
 
-// Standing is the word for how the card stands: in service, resting, cordoned or
-// quarantined.
+// Standing is the word for how the card stands: in service, resting, cordoned,
+// quarantined or absent.
 func (g GPUInfo) Standing(now time.Time) string {
+	if g.Absent {
+		return "absent"
+	}
 	if g.State == gpuserver.GPUInService && !g.Usable(now) {
 		return "resting"
 	}
@@ -79,7 +83,7 @@ type GPUCount struct {
 // host and address.
 func ReadGPUs(ctx context.Context, db *store.DB, around Surroundings) (gs []GPUInfo, err error) {
 	err = db.View(ctx, func(tx *store.Tx) error {
-		gs, err = readGPUs(tx, around.Hosts(ctx))
+		gs, err = readGPUs(tx, around.Hosts(ctx), around.Clouds(ctx))
 		return err
 	})
 	return gs, err
@@ -90,7 +94,7 @@ func ReadGPUs(ctx context.Context, db *store.DB, around Surroundings) (gs []GPUI
 // KindConflict: ref names more than one.
 func ReadGPU(ctx context.Context, db *store.DB, around Surroundings, ref string, limit int) (d GPUDetail, err error) {
 	return d, db.View(ctx, func(tx *store.Tx) error {
-		gs, err := readGPUs(tx, around.Hosts(ctx))
+		gs, err := readGPUs(tx, around.Hosts(ctx), around.Clouds(ctx))
 		if err != nil {
 			return err
 		}
@@ -107,7 +111,7 @@ func ReadGPU(ctx context.Context, db *store.DB, around Surroundings, ref string,
 	})
 }
 
-func readGPUs(tx *store.Tx, hosts []gpuserver.Host) ([]GPUInfo, error) {
+func readGPUs(tx *store.Tx, hosts []gpuserver.Host, clouds []CloudStatus) ([]GPUInfo, error) {
 	all, err := tx.GPUs()
 	if err != nil || len(all) == 0 {
 		return []GPUInfo{}, err
@@ -119,6 +123,7 @@ func readGPUs(tx *store.Tx, hosts []gpuserver.Host) ([]GPUInfo, error) {
 	gs := []GPUInfo{}
 	for _, g := range all {
 		info := GPUInfo{GPU: g, Group: groupOf(hosts, g), StrikesNow: health.Policy{}.Left(g, tx.Now)}
+		info.Absent = g.Address == "" && slices.ContainsFunc(clouds, func(c CloudStatus) bool { return c.Name == g.Cloud && c.Cards })
 		info.HeldBy = holders.of(g, info.Group)
 		info.Help = help(info, tx.Now)
 		gs = append(gs, info)
@@ -129,8 +134,12 @@ func readGPUs(tx *store.Tx, hosts []gpuserver.Host) ([]GPUInfo, error) {
 	return gs, nil
 }
 
-// groupOf finds a card's group among the hosts' slots.
+// groupOf finds a card's group among the hosts' slots; nil where the address is
+// not known.
 func groupOf(hosts []gpuserver.Host, g gpuserver.GPU) *int {
+	if g.Address == "" { // a cloud that chooses has slots without addresses
+		return nil
+	}
 	for _, h := range hosts {
 		if h.Cloud != g.Cloud || h.Name != g.Host {
 			continue
@@ -203,6 +212,8 @@ func help(g GPUInfo, now time.Time) string {
 		back += " and deletes VM " + g.HeldBy.Name + ", which is kept so that no other gets the card"
 	}
 	switch {
+	case g.Absent:
+		return "Nothing, unless it comes back: another card is in its place."
 	case g.State == gpuserver.GPUQuarantined && g.Address != "":
 		return fmt.Sprintf("%s. Once it is mended, gpuserver gpu test %d tries it, and %s.", history, g.ID, back)
 	case g.State == gpuserver.GPUQuarantined:
@@ -215,10 +226,14 @@ func help(g GPUInfo, now time.Time) string {
 	return ""
 }
 
-// summary counts cards and names those that no VM gets.
+// summary counts cards and names those that no VM gets; one that is absent is
+// neither.
 func summary(gs []GPUInfo, now time.Time) GPUSummary {
 	s := GPUSummary{Counts: []GPUCount{}, Out: []GPUInfo{}}
 	for _, g := range gs {
+		if g.Absent {
+			continue
+		}
 		i := slices.IndexFunc(s.Counts, func(c GPUCount) bool { return c.Cloud == g.Cloud && c.Model == g.Model && c.State == g.State })
 		if i < 0 {
 			i = len(s.Counts)

@@ -75,6 +75,8 @@ func TestGPUsAreListed(t *testing.T) {
 // kept because of it is named, and what putting it back will do.
 func TestCardOfACloudThatChooses(t *testing.T) {
 	s := serve(t, api.Options{})
+	s.fleet.CloudList[0].Cards = false
+	s.fleet.HostList[0].Slots = []gpuserver.Slot{{Group: 3, Cards: []gpuserver.Card{{Model: "tesla-v100"}}}}
 	g := gpuserver.GPU{Cloud: "local", Host: "node1", Model: "tesla-v100", UUID: "GPU-1", State: gpuserver.GPUQuarantined}
 	v := gpuserver.VM{Forge: "github", Cloud: "local", Host: "node1", MadeFor: s.world.Behind.ID}
 	update := func(fn func(tx *store.Tx) error) {
@@ -291,6 +293,41 @@ func TestStatusCountsCardsAndSlots(t *testing.T) {
 	}
 	if diff := cmp.Diff(slots(0, 1, 4), got.Slots); diff != "" {
 		t.Error(diff)
+	}
+}
+
+// A card that was taken out of the machine is remembered, and is nobody's trouble.
+func TestAbsentCard(t *testing.T) {
+	s, c := serveGPUs(t, api.Options{})
+	err := s.db.Update(t.Context(), func(tx *store.Tx) error {
+		c.Bad.Address = ""
+		return tx.SaveGPU(&c.Bad)
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	d, err := s.admin.GPU(t.Context(), "4")
+	if err != nil || !d.GPU.Absent || !strings.Contains(d.GPU.Help, "another card is in its place") {
+		t.Errorf("got %+v, %v", d.GPU, err)
+	}
+	st, err := s.admin.Status(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, n := range st.GPUs.Counts {
+		if n.State == gpuserver.GPUQuarantined {
+			t.Errorf("it is counted: %+v", n)
+		}
+	}
+	for _, g := range st.GPUs.Out {
+		if g.ID == c.Bad.ID {
+			t.Error("it is named as trouble")
+		}
+	}
+	// Where the cloud never tells an address it is there as far as we know.
+	s.fleet.CloudList[0].Cards = false
+	if d, err := s.admin.GPU(t.Context(), "4"); err != nil || d.GPU.Absent {
+		t.Errorf("got %+v, %v", d.GPU, err)
 	}
 }
 

@@ -209,7 +209,7 @@ func (s *Status) read(tx *store.Tx, hosts []gpuserver.Host) (err error) {
 		return err
 	}
 	s.Hosts = hostStatuses(hosts, usages)
-	gpus, err := readGPUs(tx, hosts)
+	gpus, err := readGPUs(tx, hosts, s.Clouds)
 	if err != nil {
 		return err
 	}

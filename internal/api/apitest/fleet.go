@@ -66,7 +66,7 @@ func NewFleet(t testing.TB, db *store.DB) *Fleet {
 		DB: db, ctx: ctx, consoles: map[gpuserver.VMID][]byte{}, streams: map[string]*stream{},
 		HostList: []gpuserver.Host{{Cloud: "local", Name: "node1", VCPUs: 16, MemoryMiB: 65536, DiskGiB: 500}},
 		CloudList: []api.CloudStatus{{
-			Name: "local", Type: "libvirt", Up: true, Known: true, Note: "VMs run under software emulation",
+			Name: "local", Type: "libvirt", Up: true, Known: true, Cards: true, Note: "VMs run under software emulation",
 		}},
 		ForgeList: []api.ForgeStatus{{
 			Name: "github", Type: "github", Up: true, Limit: 5000, Remaining: 4321, Spent: map[string]int64{"register": 50, "read": 12},
