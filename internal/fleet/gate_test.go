@@ -329,6 +329,18 @@ func TestStoppedBeforeItsReport(t *testing.T) {
 	})
 }
 
+// A VM that is lost with its host, before it could report, says nothing of its card.
+func TestLostBeforeItsReport(t *testing.T) {
+	gpuBench(t, func(b *bench) {
+		v := b.vm(b.starting(b.job("gpu1")))
+		b.cloud.Vanish(v.Name)
+		b.fleet.compareCloud(b.ctx, b.drv)
+		b.settle()
+		b.wantVM(v.ID, gpuserver.VMGone)
+		b.wantCard("0000:44:00.0", gpuserver.GPUInService, 0)
+	})
+}
+
 // What may be the image's fault is held against the image as well.
 func TestImageWhoseToolFails(t *testing.T) {
 	gpuBench(t, func(b *bench) {
@@ -539,6 +551,9 @@ func TestCardThatWasReplaced(t *testing.T) {
 			g, err := tx.GPU(old.ID)
 			if g.Address != "" || g.UUID != old.UUID {
 				t.Errorf("the old card: %+v", g)
+			}
+			if cards, _ := tx.GPUsOfVM(vm); len(cards) != 1 || cards[0].UUID != "GPU-new" {
+				t.Errorf("the VM's record names %+v", cards)
 			}
 			return err
 		})

@@ -9,6 +9,7 @@ import (
 	"gpuserver"
 	"gpuserver/internal/gate"
 	"gpuserver/internal/guest"
+	"gpuserver/internal/pci"
 	"gpuserver/internal/store"
 )
 
@@ -173,6 +174,32 @@ func TestTestWaitsForItsCard(t *testing.T) {
 		b.settle()
 		if j := b.wantJob(id, gpuserver.JobQueued); !strings.Contains(j.Reason.Text, "the driver nouveau holds it") {
 			t.Errorf("it waits because it %s", j.Reason.Text)
+		}
+	})
+}
+
+// A card that turns up in a place that is out is out as well, whatever it was
+// before: a test of the place does not put it back.
+func TestKnownCardInAPlaceThatIsOut(t *testing.T) {
+	testBench(t, func(b *bench) {
+		id := b.job("gpu1")
+		b.gate(b.starting(id))
+		known := b.card("0000:44:00.0")
+		b.finish(id, "success")
+		b.cloud.SetCard(pci.Reading{Address: "0000:a3:00.0", Present: true, Dead: true})
+		b.fleet.refreshCapacity(b.ctx, b.drv)
+		b.cloud.SetCard(sick(func(r *pci.Reading) { r.Address = "0000:a3:00.0" }))
+		place := b.wantCard("0000:a3:00.0", gpuserver.GPUQuarantined, 3)
+		test, err := b.fleet.TestGPU(b.ctx, place.ID)
+		if err != nil {
+			t.Fatal(err)
+		}
+		b.settle()
+		r := report(gate.Before, b.devices(b.starting(test)))
+		r.Cards[0].UUID = known.UUID
+		b.gateWith(b.starting(test), r)
+		if g := b.wantCard("0000:a3:00.0", gpuserver.GPUQuarantined, 3); g.ID != known.ID || g.Reason != place.Reason {
+			t.Errorf("in the place: %+v", g)
 		}
 	})
 }

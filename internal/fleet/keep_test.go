@@ -190,7 +190,7 @@ func TestCordonWhereTheCloudChooses(t *testing.T) {
 // cloud, gets a row of its own.
 func TestUUIDThatCannotBe(t *testing.T) {
 	choosingBench(t, func(b *bench) {
-		here := gpuserver.GPU{Cloud: "elsewhere", Host: "h", Address: "0000:01:00.0", Model: "v100", UUID: cardUUID("0000:28:00.0")}
+		here := gpuserver.GPU{Cloud: "elsewhere", Host: "h", Model: "v100", UUID: cardUUID("0000:28:00.0")}
 		b.update(func(tx *store.Tx) error { return tx.SaveGPU(&here) })
 		id := b.job("gpu1")
 		b.fails(b.starting(id), gate.KindDead)
@@ -280,6 +280,22 @@ func TestKeptVMsAndTheSweep(t *testing.T) {
 		}
 		if _, err := b.drv.Get(b.ctx, "orphan"); gpuserver.KindOf(err) != gpuserver.KindNotFound {
 			t.Errorf("the orphan: %v", err)
+		}
+	})
+}
+
+// A VM whose cards are well is not kept, whatever else ends it.
+func TestVMThatIsWellIsNotKept(t *testing.T) {
+	choosingBench(t, func(b *bench) {
+		vm := b.starting(b.job("gpu1"))
+		b.gate(vm)
+		if err := b.fleet.DeleteVM(b.ctx, vm, "alice"); err != nil {
+			t.Fatal(err)
+		}
+		b.settle()
+		b.wantVM(vm, gpuserver.VMGone)
+		if got := b.history(b.only().ID); got != "seen gate_passed" {
+			t.Errorf("its card's history: %s", got)
 		}
 	})
 }
