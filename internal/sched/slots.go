@@ -42,9 +42,12 @@ func (n need) may(s *slot) bool {
 	return n.pinned(s) && s.taken == nil && !s.kept && (s.Out == "" || s.Testable)
 }
 
-// pinned reports whether a need's card is in a slot.
+// pinned reports whether a need's card is in a slot, and of the model that the
+// flavor has: in its place there may be another one by now.
 func (n need) pinned(s *slot) bool {
-	return slices.ContainsFunc(s.Cards, func(c gpuserver.Card) bool { return c.Address == n.pin.Address })
+	return slices.ContainsFunc(s.Cards, func(c gpuserver.Card) bool {
+		return c.Address == n.pin.Address && c.Model == n.gpus.Model
+	})
 }
 
 // any reports whether an empty host would give a need the slot.
