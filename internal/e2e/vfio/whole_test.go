@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -92,27 +93,37 @@ func (s *service) client(args ...string) *exec.Cmd {
 	return cmd
 }
 
-// run runs a script in a VM with cards, and gives its output.
-func (s *service) run(flavor, script string) (string, error) {
-	out, err := s.client("run", "--quiet", "--flavor", flavor, "--", "sh", "-c", script).CombinedOutput()
-	return string(out), err
+// card is a card as the service shows it.
+type card struct {
+	gpuserver.GPU
+	HeldBy *struct {
+		Job gpuserver.JobID `json:"job"`
+	} `json:"held_by"`
 }
 
 // cards gives what the service knows of the machine's cards.
-func (s *service) cards() (all []gpuserver.GPU) {
+func (s *service) cards() []card {
 	s.t.Helper()
-	out, err := s.client("gpu", "list", "--output", "json").Output()
+	var all struct {
+		GPUs []card `json:"gpus"`
+	}
+	s.json(&all, "gpu", "list")
+	return all.GPUs
+}
+
+func (s *service) json(v any, args ...string) {
+	s.t.Helper()
+	out, err := s.client(append(args, "--output", "json")...).Output()
 	if err == nil {
-		err = json.Unmarshal(out, &all)
+		err = json.Unmarshal(out, v)
 	}
 	if err != nil {
-		s.t.Fatalf("gpu list: %v\n%s", err, out)
+		s.t.Fatalf("%v: %v\n%s", args, err, out)
 	}
-	return all
 }
 
 // card gives what the service knows of one.
-func (s *service) card(address string) gpuserver.GPU {
+func (s *service) card(address string) card {
 	s.t.Helper()
 	for _, g := range s.cards() {
 		if g.Address == address {
@@ -120,7 +131,38 @@ func (s *service) card(address string) gpuserver.GPU {
 		}
 	}
 	s.t.Fatalf("it knows no card at %s", address)
-	return gpuserver.GPU{}
+	return card{}
+}
+
+// passed gives the cards that passed a gate, by address: how often.
+func (s *service) passed() map[string]int {
+	s.t.Helper()
+	n := map[string]int{}
+	for _, g := range s.cards() {
+		var h struct {
+			Events []gpuserver.GPUEvent `json:"events"`
+		}
+		s.json(&h, "gpu", "history", g.Address)
+		for _, e := range h.Events {
+			if e.Kind == "gate_passed" {
+				n[g.Address]++
+			}
+		}
+	}
+	return n
+}
+
+// dies has a card fall off the bus, and waits until the host sees it.
+func dies(t *testing.T, address string) {
+	t.Helper()
+	fmt.Println("LAB: dead gpu" + address[5:7])
+	eventually(t, "the host sees that "+address+" is dead", func() string {
+		b, err := os.ReadFile("/sys/bus/pci/devices/" + address + "/config")
+		if err != nil || !bytes.HasPrefix(b, []byte{0xff, 0xff, 0xff, 0xff}) {
+			return fmt.Sprintf("%x, %v", b[:min(len(b), 4)], err)
+		}
+		return ""
+	})
 }
 
 type safeBuffer struct {
@@ -145,105 +187,108 @@ const count = `cat /sys/bus/pci/devices/*/vendor | grep -c 0x10de | sed 's/^/CAR
 
 // TestService runs jobs with cards through the whole service: the agent in the VM
 // finds its cards well before anything of the job runs, and cards that die are
-// found and taken out. It comes after TestDeadCard: 0000:c4:00.0 is dead.
+// found and taken out. It is the last test: a dead card stays dead, and
+// 0000:c4:00.0 is dead already.
 func TestService(t *testing.T) {
 	s := serve(t)
+	var first string // the card of the first job
 	t.Run("cards are known", func(t *testing.T) {
 		s.t = t
-		eventually(t, "six cards, one dead", func() string {
+		eventually(t, "six cards, one out", func() string {
 			all := s.cards()
-			out := 0
-			for _, g := range all {
-				if g.State == gpuserver.GPUQuarantined {
-					out++
-				}
-			}
-			if len(all) != 6 || out != 1 {
+			if len(all) != 6 || s.card("0000:c4:00.0").State != gpuserver.GPUQuarantined {
 				return fmt.Sprintf("%+v", all)
 			}
 			return ""
 		})
-		if g := s.card("0000:c4:00.0"); g.State != gpuserver.GPUQuarantined || g.Model != "tesla-v100" {
-			t.Errorf("the dead card is %+v", g)
-		}
 	})
 	t.Run("a job with one card", func(t *testing.T) {
 		s.t = t
-		if out, err := s.run("gpu1", count); err != nil || !strings.Contains(out, "CARDS 1") {
-			t.Errorf("%v:\n%s", err, out)
+		s.runs("gpu1", 1)
+		passed := s.passed()
+		for address := range passed {
+			first = address
 		}
-		if out, err := s.client("gpu", "history", "0000:44:00.0").Output(); err != nil || !strings.Contains(string(out), "gate_passed") {
-			t.Errorf("its history does not say that it passed: %v\n%s", err, out)
+		if len(passed) != 1 || first != "0000:44:00.0" && first != "0000:a3:00.0" {
+			t.Errorf("%v passed the gate, want one of the groups with one card", passed)
 		}
 	})
 	t.Run("a job with a pair", func(t *testing.T) {
 		s.t = t
-		if out, err := s.run("gpu2", count); err != nil || !strings.Contains(out, "CARDS 2") {
-			t.Errorf("%v:\n%s", err, out)
+		s.runs("gpu2", 2)
+		if passed := s.passed(); passed["0000:27:00.0"] != 1 || passed["0000:28:00.0"] != 1 {
+			t.Errorf("%v passed the gate, want the pair", passed)
 		}
 	})
 	t.Run("a card that died before the job", func(t *testing.T) {
 		s.t = t
-		fmt.Println("LAB: dead gpu44")
-		awaitDead(t, "0000:44:00.0")
-		if out, err := s.run("gpu1", count); err != nil || !strings.Contains(out, "CARDS 1") {
-			t.Errorf("%v:\n%s", err, out)
-		}
-		if g := s.card("0000:44:00.0"); g.State != gpuserver.GPUQuarantined || !strings.Contains(g.Reason, "all ones") {
-			t.Errorf("the dead card is %s: %s", g.State, g.Reason)
+		dies(t, first)
+		s.runs("gpu1", 1)
+		if g := s.card(first); g.State != gpuserver.GPUQuarantined || !strings.Contains(g.Reason, "all ones") || s.passed()[first] != 1 {
+			t.Errorf("the dead card is %s (%s), and %v passed the gate", g.State, g.Reason, s.passed())
 		}
 	})
 	t.Run("a card that dies during the job", func(t *testing.T) {
 		s.t = t
-		ended := make(chan error, 1)
-		var out safeBuffer
-		cmd := s.client("run", "--quiet", "--flavor", "gpu1", "--", "sh", "-c", count+`; while sleep 1; do
-			for d in /sys/bus/pci/devices/*; do [ "$(cat $d/vendor)" = 0x10de ] && [ "$(hexdump -n 4 -e '4/1 "%02x"' $d/config)" = ffffffff ] && exit 7; done; done`)
-		cmd.Stdout, cmd.Stderr = &out, &out
-		go func() { ended <- cmd.Run() }()
-		eventually(t, "the job runs", func() string {
-			if text := out.String(); !strings.Contains(text, "CARDS 1") {
-				return text
-			}
-			return ""
-		})
-		fmt.Println("LAB: dead gpua3")
-		awaitDead(t, "0000:a3:00.0")
-		select {
-		case err := <-ended:
-			if code := cmd.ProcessState.ExitCode(); code != 7 {
-				t.Errorf("the job ended with %v:\n%s", err, out.String())
-			}
-		case <-time.After(limit):
-			t.Fatalf("the job goes on:\n%s", out.String())
-		}
-		eventually(t, "the card is quarantined", func() string {
-			if g := s.card("0000:a3:00.0"); g.State != gpuserver.GPUQuarantined {
-				return fmt.Sprintf("%+v", g)
-			}
-			return ""
-		})
+		diesInAJob(t, s)
 	})
 	t.Run("the others go on", func(t *testing.T) {
 		s.t = t
-		if out, err := s.run("gpu1", count); err != nil || !strings.Contains(out, "CARDS 1") {
-			t.Errorf("%v:\n%s", err, out)
-		}
+		s.runs("gpu1", 1)
 		eventually(t, "nothing is left", func() string {
-			text := command(t, "sh", "-c", "virsh -q list --all; ls /run/lab/vms; pgrep -af '[q]emu-system' || true")
-			return strings.TrimSpace(text)
+			return strings.TrimSpace(command(t, "sh", "-c", "virsh -q list --all; ls /run/lab/vms; pgrep -af '[q]emu-system' || true"))
 		})
 	})
 }
 
-// awaitDead waits until the host sees that a card answers all ones.
-func awaitDead(t *testing.T, address string) {
-	t.Helper()
-	eventually(t, "the host sees that "+address+" is dead", func() string {
-		b, err := os.ReadFile("/sys/bus/pci/devices/" + address + "/config")
-		if err != nil || !bytes.HasPrefix(b, []byte{0xff, 0xff, 0xff, 0xff}) {
-			return fmt.Sprintf("%x, %v", b[:min(len(b), 4)], err)
+// runs runs a job that has to find so many cards.
+func (s *service) runs(flavor string, n int) {
+	s.t.Helper()
+	out, err := s.client("run", "--quiet", "--flavor", flavor, "--", "sh", "-c", count).CombinedOutput()
+	if err != nil || !strings.Contains(string(out), fmt.Sprintf("CARDS %d\n", n)) {
+		s.t.Fatalf("a job of flavor %s: %v:\n%s", flavor, err, out)
+	}
+}
+
+// diesInAJob has a job see its card die; it is named and taken out.
+func diesInAJob(t *testing.T, s *service) {
+	var out safeBuffer
+	cmd := s.client("run", "--quiet", "--flavor", "gpu1", "--", "sh", "-c", count+`
+while sleep 1; do
+	for d in /sys/bus/pci/devices/*; do
+		[ "$(cat $d/vendor)" = 0x10de ] && [ "$(hexdump -n 4 -e '4/1 "%02x"' $d/config)" = ffffffff ] && exit 7
+	done
+done`)
+	cmd.Stdout, cmd.Stderr = &out, &out
+	ended := make(chan error, 1)
+	go func() { ended <- cmd.Run() }()
+	eventually(t, "the job runs", func() string {
+		if text := out.String(); !strings.Contains(text, "CARDS 1") {
+			return text
 		}
 		return ""
 	})
+	all := s.cards()
+	i := slices.IndexFunc(all, func(g card) bool { return g.HeldBy != nil })
+	if i < 0 {
+		t.Fatalf("no card is held: %+v", all)
+	}
+	dies(t, all[i].Address)
+	select {
+	case err := <-ended:
+		if code := cmd.ProcessState.ExitCode(); code != 7 {
+			t.Errorf("the job ended with %v:\n%s", err, out.String())
+		}
+	case <-time.After(limit):
+		t.Fatalf("the job goes on:\n%s", out.String())
+	}
+	eventually(t, "the card is quarantined", func() string {
+		if g := s.card(all[i].Address); g.State != gpuserver.GPUQuarantined {
+			return fmt.Sprintf("%+v", g)
+		}
+		return ""
+	})
+	if all[i].HeldBy.Job == 0 {
+		t.Error("it was not told which job had it")
+	}
 }
