@@ -4,7 +4,9 @@ package vfio
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -59,6 +61,32 @@ func TestRenderNova(t *testing.T) {
 	want := `device_spec = [{"address":"0000:27:00.0"},{"address":"0000:44:00.0"},{"address":"0000:a3:00.0"},{"address":"0000:c3:00.0"}]`
 	if !strings.Contains(out, want) {
 		t.Errorf("no %s in:\n%s", want, out)
+	}
+}
+
+// TestHostCheck finds nothing that stands between the machine and VMs with its
+// cards; what it says of what a laboratory cannot have (KVM) is for the service's
+// configuration.
+func TestHostCheck(t *testing.T) {
+	var got struct {
+		Findings []struct{ Name, Level, Seen string }
+	}
+	out, err := exec.Command(shared+"/gpuserver", "host", "check", "--output", "json").Output()
+	if e, exited := errors.AsType[*exec.ExitError](err); err != nil && (!exited || e.ExitCode() != 1) {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	if err := json.Unmarshal(out, &got); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	levels := map[string]string{}
+	for _, f := range got.Findings {
+		levels[f.Name] = f.Level
+		t.Logf("%s %s: %s", f.Level, f.Name, f.Seen)
+	}
+	for _, name := range []string{"iommu", "interrupts", "parameters", "cards", "vfio", "drivers", "groups", "addresses", "locked-memory", "libvirt"} {
+		if levels[name] != "pass" {
+			t.Errorf("%s is %q, want pass", name, levels[name])
+		}
 	}
 }
 
