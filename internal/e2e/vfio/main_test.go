@@ -83,7 +83,7 @@ const owner = "lab"
 func open(t *testing.T) *libvirt.Driver {
 	t.Helper()
 	d, err := libvirt.Open(bounded(t), libvirt.Config{
-		Name: "local", Owner: owner, Dir: "/var/lib/gpuserver", Accel: libvirt.AccelTCG, Overcommit: 8,
+		Name: "local", Owner: owner, Dir: "/var/lib/gpuserver", Accel: libvirt.AccelKVM, Overcommit: 8,
 		Models: map[string]string{"10de:1db4": "tesla-v100"},
 		Images: map[string]libvirt.ImageSource{"guest": {
 			Kernel: filepath.Join(shared, "guest/vmlinux"), Initrd: filepath.Join(shared, "guest/initrd.img"),

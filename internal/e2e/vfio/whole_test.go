@@ -32,7 +32,7 @@ gpu_models:
 clouds:
   - name: local
     type: libvirt
-    libvirt: {accel: tcg, overcommit: 8, memory_reserve: 128MiB, disk_reserve: 1MiB, dir: /run/lab}
+    libvirt: {accel: auto, overcommit: 8, memory_reserve: 128MiB, disk_reserve: 1MiB, dir: /run/lab}
 flavors:
   - {name: gpu1, vcpus: 1, memory: 256MiB, disk: 1GiB, gpus: {model: tesla-v100, count: 1}}
   - {name: gpu2, vcpus: 1, memory: 256MiB, disk: 1GiB, gpus: {model: tesla-v100, count: 2}}
@@ -43,7 +43,7 @@ images:
       kernel: %[1]s/guest/vmlinux
       initrd: %[1]s/guest/initrd.img
       cmdline: console=ttyS0 quiet loglevel=4 panic=-1 no_timer_check tsc=reliable mitigations=off net.ifnames=0
-jobs: {boot_timeout: 3m, emulation_factor: 2}
+jobs: {boot_timeout: 6m}
 reconcile: {clouds: 5s}
 `
 
