@@ -20,6 +20,9 @@ var (
 	usedByDomain = regexp.MustCompile(`PCI device (\S+) is in use by driver \S+, domain (\S+)`)
 	usedByOther  = regexp.MustCompile(`PCI device (\S+) is in use|failed to open /dev/vfio/(\d+): Device or resource busy`)
 	notViable    = regexp.MustCompile(`group (\d+) is not viable`)
+	// vfio-pci did not take the device: libvirt could not bind it, or did and QEMU
+	// finds it unbound.
+	notBound = regexp.MustCompile(`(?:Failed to (?:unbind|trigger a probe for|add driver).*|[Ff]ailed to reset )PCI device '?[0-9a-f:.]+|Verify all devices in group \d+ are bound|PCI device \S+ is not assignable`)
 )
 
 // occupied makes the failed start of a VM with cards an error that says who has
@@ -45,6 +48,8 @@ func (d *Driver) occupied(err error, inv *pci.Inventory, cards []string) error {
 		}
 	case notViable.MatchString(text):
 		why = "a driver of this host took another device of IOMMU group " + notViable.FindStringSubmatch(text)[1]
+	case notBound.MatchString(text):
+		why = "vfio-pci does not take it (" + strings.TrimSpace(notBound.FindString(text)) + "); the kernel's log (dmesg) says why"
 	default:
 		return nil
 	}

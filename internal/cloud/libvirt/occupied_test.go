@@ -39,6 +39,10 @@ func TestOccupiedSaysForWhom(t *testing.T) {
 		{"Requested operation is not valid: PCI device 0000:28:00.0 is in use by driver QEMU, domain holder", "the VM holder has 0000:28:00.0, which is in the same IOMMU group"},
 		{"internal error: qemu: vfio 0000:27:00.0: failed to open /dev/vfio/19: Device or resource busy", "IOMMU group 19 is held by process 4711 (dpdk)"},
 		{"vfio 0000:27:00.0: group 19 is not viable. Please ensure all devices", "a driver of this host took another device of IOMMU group 19"},
+		{"Failed to trigger a probe for PCI device '0000:27:00.0': Device or resource busy", "vfio-pci does not take it (Failed to trigger a probe for PCI device '0000:27:00.0)"},
+		{"Failed to add driver 'vfio-pci' to driver_override  interface of PCI device '0000:27:00.0': No space left on device", "vfio-pci does not take it"},
+		{"vfio 0000:27:00.0: error getting device from group 19: No such device\nVerify all devices in group 19 are bound to vfio-<bus> or pci-stub and not already in use", "vfio-pci does not take it (Verify all devices in group 19 are bound)"},
+		{"internal error: Failed to reset PCI device: PCI device 0000:27:00.0 is not assignable", "vfio-pci does not take it"},
 	} {
 		err := d.occupied(errors.New(tt.said), inv, []string{"0000:27:00.0"})
 		if gpuserver.KindOf(err) != gpuserver.KindCapacity || !strings.Contains(gpuserver.PublicText(err), tt.want) {

@@ -204,6 +204,35 @@ func TestPassthrough(t *testing.T) {
 		wantCapacity(t, d, spec("second", use, "0000:28:00.0"), "holder")
 		wantCapacity(t, d, spec("same", use, "0000:27:00.0"), "holder")
 	})
+	t.Run("a group that a stranger holds", func(t *testing.T) {
+		stranger := exec.Command("sh", "-c", `exec sleep 100000 3<>/dev/vfio/"$(basename "$(readlink /sys/bus/pci/devices/0000:44:00.0/iommu_group)")"`)
+		if err := stranger.Start(); err != nil {
+			t.Fatal(err)
+		}
+		end := func() { _ = stranger.Process.Kill(); _ = stranger.Wait() }
+		defer end()
+		out := func() (why string) {
+			hosts, err := d.Capacity(bounded(t))
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, s := range hosts[0].Slots {
+				why += s.Out
+			}
+			return why
+		}
+		eventually(t, "the group is out", func() string {
+			if why := out(); !strings.Contains(why, "(sleep), which is no VM of ours") {
+				return why
+			}
+			return ""
+		})
+		wantCapacity(t, d, spec("third", use, "0000:44:00.0"), "0000:44:00.0", "(sleep)")
+		end()
+		if why := out(); why != "" {
+			t.Errorf("once the stranger left, a group is out: %s", why)
+		}
+	})
 	t.Run("released at the end", func(t *testing.T) {
 		for _, group := range pairs {
 			for _, card := range group {
