@@ -41,7 +41,7 @@ func libvirtConfig(cfg *config.Config, c *config.Cloud, owner string) libvirt.Co
 	out := libvirt.Config{
 		Name: c.Name, Owner: owner, Socket: l.URI, Dir: string(l.Dir), Images: map[string]libvirt.ImageSource{},
 		Accel: libvirt.Accel(l.Accel), Overcommit: l.Overcommit, MemoryReserveMiB: l.MemoryReserve.MiB(), DiskReserveGiB: l.DiskReserve.GiB(),
-		Models: cfg.Models(), HugePages: l.HugePages, MaxVMs: l.MaxVMs, KeepConsoles: cfg.Retention.Consoles,
+		Models: cfg.Models(), ROMs: cfg.ROMs(), HugePages: l.HugePages, MaxVMs: l.MaxVMs, KeepConsoles: cfg.Retention.Consoles,
 		Network: libvirt.Network{
 			Name: l.Network.Name, Bridge: l.Network.Bridge, CIDR: l.Network.CIDR, CIDR6: l.Network.CIDR6, MTU: l.Network.MTU,
 			DNS: l.Network.DNS, OpenRanges: l.Network.OpenRanges, AgentPort: cfg.AgentPort(),

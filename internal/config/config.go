@@ -128,6 +128,7 @@ type GPUModel struct {
 	Name    string   `json:"name" jsonschema:"Its name in flavors and in what people read."`
 	Aliases []string `json:"aliases,omitempty" jsonschema:"Other names that mean it."`
 	IDs     []string `json:"ids" jsonschema:"Vendor and device number of its cards, such as 10de:1db4; gpuserver host inspect shows them."`
+	ROM     Path     `json:"rom,omitempty" jsonschema:"Firmware that VMs are shown instead of what is on these cards, on clouds of type libvirt."`
 }
 
 // Image is what a VM boots, with its source on each cloud.

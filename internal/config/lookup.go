@@ -40,6 +40,20 @@ func (c *Config) Models() map[string]string {
 	return models
 }
 
+// ROMs gives the firmware files that VMs are shown, by their cards' vendor and
+// device numbers.
+func (c *Config) ROMs() map[string]string {
+	roms := map[string]string{}
+	for _, m := range c.GPUModels {
+		for _, id := range m.IDs {
+			if m.ROM != "" {
+				roms[id] = string(m.ROM)
+			}
+		}
+	}
+	return roms
+}
+
 func (c *Config) modelNames() (names []string) {
 	for _, m := range c.GPUModels {
 		names = append(names, m.Name)

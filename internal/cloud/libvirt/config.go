@@ -29,9 +29,12 @@ type Config struct {
 	// Models are our names of GPU models by vendor and device number
 	// ("10de:1db4"); cards of others go to no VM.
 	Models map[string]string
-	Sysfs  string // where the GPUs are read from; default /sys
-	Kmsg   string // the kernel's log; default /dev/kmsg
-	Proc   string // where it is read who has them; default /proc
+	// ROMs are files that VMs are shown as the firmware of cards, by the same
+	// numbers: some cards' own cannot be read, as when the host's console used them.
+	ROMs  map[string]string
+	Sysfs string // where the GPUs are read from; default /sys
+	Kmsg  string // the kernel's log; default /dev/kmsg
+	Proc  string // where it is read who has them; default /proc
 	// HugePages takes the memory of VMs from the host's huge pages, which the
 	// operator has to set aside; without enough of them a VM does not start.
 	HugePages    bool

@@ -81,6 +81,7 @@ func TestDomainXML(t *testing.T) {
 	m.kvm, m.devices = true, []string{"0000:3b:00.0", "0000:3b:00.1"}
 	m.image = ImageSource{Disk: "/srv/i/root.raw", Format: "raw"}
 	m.node, m.hugePages = numaNode{1, "24-47,72-95"}, true
+	m.roms = map[string]string{"0000:3b:00.0": "/etc/gpuserver/v100.rom"}
 	golden(t, "domain-disk-kvm.xml", text(m.domain()), "virt-xml-validate", "domain")
 }
 

@@ -226,6 +226,11 @@ type hostdevXML struct {
 	Source  struct {
 		Address pciAddress `xml:"address"`
 	} `xml:"source"`
+	ROM *romXML `xml:"rom"`
+}
+
+type romXML struct {
+	File string `xml:"file,attr"`
 }
 
 type pciAddress struct {
@@ -263,6 +268,7 @@ type machine struct {
 	devices           []string // BDF
 	node              numaNode // of the devices
 	hugePages         bool
+	roms              map[string]string // firmware files that are shown, by BDF
 }
 
 // domain describes m to libvirt: transient, and gone once its guest powers off,
@@ -318,7 +324,11 @@ func (m machine) deviceXML() devicesXML {
 	}
 	d.Serial.Type, d.Serial.Source.Path, d.Serial.Source.Append = "file", m.console, "on"
 	for _, bdf := range m.devices {
-		d.Hostdevs = append(d.Hostdevs, hostdev(bdf))
+		h := hostdev(bdf)
+		if file := m.roms[bdf]; file != "" {
+			h.ROM = &romXML{file}
+		}
+		d.Hostdevs = append(d.Hostdevs, h)
 	}
 	return d
 }

@@ -85,6 +85,20 @@ func sameGroup(inv *pci.Inventory, g pci.GPU, companion string) bool {
 	})
 }
 
+// romsOf gives the firmware files of cards, by address.
+func romsOf(inv *pci.Inventory, cards []string, files map[string]string) map[string]string {
+	roms := map[string]string{}
+	if inv == nil {
+		return roms
+	}
+	for _, g := range inv.GPUs {
+		if file := files[g.VendorID+":"+g.DeviceID]; file != "" && slices.Contains(cards, g.Address) {
+			roms[g.Address] = file
+		}
+	}
+	return roms
+}
+
 // numaNode is where a VM's cards are: its memory is taken from there, as long as
 // there is some, and its CPUs run there. cpus "" pins nothing.
 type numaNode struct {

@@ -84,6 +84,14 @@ func TestPassedThrough(t *testing.T) {
 	}
 }
 
+func TestROMsOfCards(t *testing.T) {
+	inv := inventory(t, pcitest.Seed("vfio-pci"))
+	got := romsOf(inv, []string{"0000:27:00.0", "0000:44:00.0"}, map[string]string{"10de:1db4": "v100.rom", "10de:2330": "h100.rom"})
+	if d := cmp.Diff(map[string]string{"0000:27:00.0": "v100.rom", "0000:44:00.0": "v100.rom"}, got); d != "" {
+		t.Errorf("firmware files (-want +got):\n%s", d)
+	}
+}
+
 func TestNodeOf(t *testing.T) {
 	root := pcitest.Write(t, pcitest.Seed("vfio-pci"))
 	inv, err := readPCI(root)

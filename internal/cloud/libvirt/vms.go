@@ -126,7 +126,7 @@ func (d *Driver) create(ctx context.Context, spec cloud.Spec) (_ cloud.VM, err e
 	if err != nil {
 		return cloud.VM{}, err
 	}
-	m.node, m.hugePages = node, d.cfg.HugePages
+	m.node, m.hugePages, m.roms = node, d.cfg.HugePages, romsOf(inv, cards, d.cfg.ROMs)
 	_, err = ask(ctx, d, "start "+name, func(l *lv.Libvirt) (lv.Domain, error) {
 		return l.DomainCreateXML(text(m.domain()), lv.DomainNone)
 	})
