@@ -58,6 +58,9 @@ test-vfio: ## Run the tests of GPU passthrough, in an emulated machine with six 
 	@scripts/setup vfio >&2
 	@scripts/vfio-lab
 
+.PHONY: test-full
+test-full: test race test-vfio ## Run everything that there is to test
+
 .PHONY: fuzz
 fuzz: ## Fuzz each parser for FUZZTIME (30s)
 	@scripts/fuzz $(FUZZTIME)
