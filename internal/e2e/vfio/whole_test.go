@@ -25,14 +25,16 @@ const configuration = `
 server:
   name: lab
   data_dir: /var/lib/lab
-  listen: {webhooks: "", agent: "192.168.77.1:8441", api: "127.0.0.1:8442", socket: /run/lab.sock}
+  listen: {webhooks: "", agent: "192.168.78.1:8441", api: "127.0.0.1:8442", socket: /run/lab.sock}
   log: {format: text}
 gpu_models:
   - {name: tesla-v100, ids: ["10de:1db4"]}
 clouds:
   - name: local
     type: libvirt
-    libvirt: {accel: auto, overcommit: 8, memory_reserve: 128MiB, disk_reserve: 1MiB, dir: /run/lab}
+    libvirt:
+      {accel: auto, overcommit: 8, memory_reserve: 128MiB, disk_reserve: 1MiB, dir: /run/lab,
+       network: {name: lab, bridge: lab0, cidr: 192.168.78.0/24}} # the driver's tests have a network of their own
 flavors:
   - {name: gpu1, vcpus: 1, memory: 256MiB, disk: 1GiB, gpus: {model: tesla-v100, count: 1}}
   - {name: gpu2, vcpus: 1, memory: 256MiB, disk: 1GiB, gpus: {model: tesla-v100, count: 2}}
