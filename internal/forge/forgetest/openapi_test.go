@@ -290,7 +290,12 @@ func repoCalls() []described {
 }
 
 func writeActionsCalls(b *bench, run Run) []described {
+	const rerun = pRepo + "/actions/jobs/{job_id}/rerun"
 	j := run.Jobs[0].ID
+	last := func() int64 {
+		jobs := b.Jobs(JobFilter{Run: run.ID})
+		return jobs[len(jobs)-1].ID
+	}
 	return []described{
 		{
 			pattern: "POST " + pRepo + "/actions/runs/{run_id}/cancel", path: at(aRepo+"/actions/runs/%d/cancel", run.ID), status: 202,
@@ -299,6 +304,12 @@ func writeActionsCalls(b *bench, run Run) []described {
 		{pattern: "GET " + pRepo + "/actions/jobs/{job_id}/logs", path: at(aRepo+"/actions/jobs/%d/logs", j), status: 302},
 		get(pRepo+"/actions/jobs/{job_id}", fmt.Sprintf(aRepo+"/actions/jobs/%d", j)),
 		{pattern: "POST " + pRepo + "/actions/runs/{run_id}/rerun", path: at(aRepo+"/actions/runs/%d/rerun", run.ID), status: 201},
+		{
+			pattern: "POST " + rerun, path: func() string { return fmt.Sprintf(aRepo+"/actions/jobs/%d/rerun", last()) }, status: 403,
+			then: func(reply) { b.check(b.CancelRun(run.ID)) },
+		},
+		{pattern: "POST " + rerun, path: func() string { return fmt.Sprintf(aRepo+"/actions/jobs/%d/rerun", last()) }, status: 201},
+		get(pRepo+"/actions/runs/{run_id}", fmt.Sprintf(aRepo+"/actions/runs/%d", run.ID)),
 		get(pRepo+"/actions/runs", aRepo+"/actions/runs"),
 	}
 }

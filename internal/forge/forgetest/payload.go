@@ -4,6 +4,7 @@ import (
 	"encoding/base64"
 	"encoding/json"
 	"fmt"
+	"net/url"
 	"strings"
 	"time"
 )
@@ -50,14 +51,17 @@ func orNull(s string) any {
 }
 
 func (s *Server) accountJSON(a *account) []byte {
-	u := s.cfg.BaseURL + "/users/" + a.login
+	u := s.cfg.BaseURL + "/users/" + url.PathEscape(a.login)
 	kind := "User"
-	if a.org {
+	switch {
+	case a.org:
 		kind = "Organization"
+	case a.bot:
+		kind = "Bot"
 	}
 	return raw(obj{
-		"login": a.login, "id": a.id, "node_id": nodeID(kind, a.id), "avatar_url": s.cfg.BaseURL + "/avatars/" + a.login,
-		"gravatar_id": "", "url": u, "html_url": s.cfg.BaseURL + "/" + a.login, "followers_url": u + "/followers",
+		"login": a.login, "id": a.id, "node_id": nodeID(kind, a.id), "avatar_url": s.cfg.BaseURL + "/avatars/" + url.PathEscape(a.login),
+		"gravatar_id": "", "url": u, "html_url": s.cfg.BaseURL + "/" + url.PathEscape(a.login), "followers_url": u + "/followers",
 		"following_url": u + "/following{/other_user}", "gists_url": u + "/gists{/gist_id}",
 		"starred_url": u + "/starred{/owner}{/repo}", "subscriptions_url": u + "/subscriptions",
 		"organizations_url": u + "/orgs", "repos_url": u + "/repos", "events_url": u + "/events{/privacy}",

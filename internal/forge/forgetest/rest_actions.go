@@ -25,6 +25,7 @@ func (s *Server) actionsRoutes() []route {
 		{pattern: "GET /repos/{owner}/{repo}/actions/jobs/{job_id}/logs", needs: read, handle: s.getJobLogs},
 		{pattern: "POST /repos/{owner}/{repo}/actions/runs/{run_id}/cancel", needs: write, handle: s.cancelRunCall},
 		{pattern: "POST /repos/{owner}/{repo}/actions/runs/{run_id}/rerun", needs: write, handle: s.rerunCall},
+		{pattern: "POST /repos/{owner}/{repo}/actions/jobs/{job_id}/rerun", needs: write, handle: s.rerunJobCall},
 	}
 }
 
@@ -231,16 +232,4 @@ func (s *Server) cancelRunCall(c *call) (int, any, *apiError) {
 		s.cancelJob(j)
 	}
 	return http.StatusAccepted, obj{}, nil
-}
-
-func (s *Server) rerunCall(c *call) (int, any, *apiError) {
-	r, e := s.runOfPath(c)
-	if e != nil {
-		return 0, nil, e
-	}
-	if r.last().open > 0 {
-		return 0, nil, &apiError{status: http.StatusForbidden, message: "This workflow is already running"}
-	}
-	s.rerun(r, r.actor)
-	return http.StatusCreated, obj{}, nil
 }

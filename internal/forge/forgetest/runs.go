@@ -118,25 +118,12 @@ func (s *Server) newRun(p *repo, spec RunSpec) (*run, error) {
 func now() time.Time { return time.Now().UTC() }
 
 func (s *Server) startAttempt(r *run, actor *account, specs []JobSpec) {
-	a := &attempt{run: r, n: len(r.attempts) + 1, actor: actor, startedAt: now(), updatedAt: now(), open: len(specs)}
-	r.attempts = append(r.attempts, a)
+	a := r.newAttempt(actor)
 	for i, spec := range specs {
 		if spec.Name == "" {
 			spec.Name = fmt.Sprintf("job-%d", i+1)
 		}
-		if spec.Key == "" {
-			spec.Key = spec.Name
-		}
-		j := &job{id: s.world.id(), spec: spec, attempt: a, hold: spec.Hold, createdAt: now(), cancelled: make(chan struct{})}
-		for _, l := range spec.Labels {
-			j.labels = append(j.labels, strings.ToLower(l))
-		}
-		a.jobs = append(a.jobs, j)
-		s.world.jobs[j.id] = j
-		if spec.Waiting {
-			j.status = "waiting"
-			s.emitJob(j, "waiting")
-		}
+		s.addJob(a, spec)
 	}
 	// Queued only now, so that the first event already sees the whole run.
 	for _, j := range a.jobs {
@@ -145,6 +132,30 @@ func (s *Server) startAttempt(r *run, actor *account, specs []JobSpec) {
 		}
 	}
 	s.jobsChanged()
+}
+
+func (r *run) newAttempt(actor *account) *attempt {
+	a := &attempt{run: r, n: len(r.attempts) + 1, actor: actor, startedAt: now(), updatedAt: now()}
+	r.attempts = append(r.attempts, a)
+	return a
+}
+
+// addJob adds a job that waits for its approval, or is still to be queued.
+func (s *Server) addJob(a *attempt, spec JobSpec) {
+	if spec.Key == "" {
+		spec.Key = spec.Name
+	}
+	j := &job{id: s.world.id(), spec: spec, attempt: a, hold: spec.Hold, createdAt: now(), cancelled: make(chan struct{})}
+	for _, l := range spec.Labels {
+		j.labels = append(j.labels, strings.ToLower(l))
+	}
+	a.jobs = append(a.jobs, j)
+	a.open++
+	s.world.jobs[j.id] = j
+	if spec.Waiting {
+		j.status = "waiting"
+		s.emitJob(j, "waiting")
+	}
 }
 
 // queue makes a job available to runners; s.mu is held.
@@ -331,36 +342,6 @@ func (s *Server) CancelRun(id int64) error {
 		s.cancelJob(j)
 	}
 	return nil
-}
-
-// Rerun starts the next attempt of a completed run: new jobs with new numbers.
-// actor ("": the first one) becomes the triggering actor.
-func (s *Server) Rerun(id int64, actor string) (Run, error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	r := s.world.runs[id]
-	if r == nil {
-		return Run{}, gpuserver.Errorf(gpuserver.KindNotFound, "run %d does not exist", id)
-	}
-	if r.last().open > 0 {
-		return Run{}, gpuserver.Errorf(gpuserver.KindConflict, "run %d has jobs that are not completed", id)
-	}
-	by := r.actor
-	if actor != "" {
-		by = s.account(actor, false)
-	}
-	s.rerun(r, by)
-	return s.runOf(r.last()), nil
-}
-
-// rerun starts the next attempt of a run that is completed; s.mu is held.
-func (s *Server) rerun(r *run, by *account) {
-	var specs []JobSpec
-	for _, j := range r.attempts[0].jobs {
-		specs = append(specs, j.spec)
-	}
-	s.world.done--
-	s.startAttempt(r, by, specs)
 }
 
 // status sums up the states of an attempt's jobs.

@@ -34,6 +34,7 @@ type account struct {
 	login     string
 	id        int64
 	org       bool
+	bot       bool  // of an App
 	installID int64 // 0: the App is not installed
 	json      []byte
 	asOrg     []byte // as payloads have it under "organization"
