@@ -27,6 +27,11 @@ type Forge interface {
 	Job(ctx context.Context, repo Repo, id int64) (Job, error)
 	// QueuedJobs lists the jobs of a repository that wait or run now.
 	QueuedJobs(ctx context.Context, repo Repo) ([]Job, error)
+	// RerunJob starts the run's next attempt with one job of it and those that
+	// depend on it. KindConflict: the run still goes on. KindRefused: we lack the
+	// permission. KindInvalid: the forge will not, now or later. KindUnavailable:
+	// it may have happened; the run's attempt tells.
+	RerunJob(ctx context.Context, repo Repo, id int64) error
 
 	// RegisterRunner makes a just-in-time registration. KindConflict: the name
 	// is taken. KindUnavailable: it may have happened; find it by name.
@@ -117,6 +122,7 @@ type Run struct {
 	Attempt         int
 	Event           string // "push", "pull_request", "pull_request_target", …
 	TriggeringActor Actor  // who asked for this attempt
+	ByUs            bool   // we did (RerunJob); never of a first attempt
 	Actor           Actor  // who asked for the first one
 	HeadRepo        string // "owner/name" of the head; "" if that repository is gone
 	HeadSHA         string

@@ -38,6 +38,8 @@ type DiagnoseOptions struct {
 	Pull  bool // events are fetched; no hook needs to reach us
 	// Checks is false if no check runs are to be written.
 	Checks bool
+	// Rerun is true if jobs whose GPU failed are to be run again.
+	Rerun bool
 }
 
 // maxSkew is the difference of clocks that is let pass; tokens are refused from
@@ -68,6 +70,12 @@ func (f *Forge) needs(o DiagnoseOptions) []need {
 			"members", "read", "Organization permissions → Members: read",
 			"policies that name teams ask who is in them", !o.Teams,
 		},
+	}
+	if o.Rerun {
+		list = append(list, need{
+			"actions", "write", "Repository permissions → Actions: write",
+			"a job whose GPU failed is run again (jobs.rerun_on_gpu_failure)", false,
+		})
 	}
 	if f.cfg.RunnerScope == ScopeOrganisation {
 		return append(list, need{

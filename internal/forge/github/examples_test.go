@@ -45,6 +45,10 @@ func TestExampleAnswers(t *testing.T) {
 		StartedAt: at("2020-01-20T17:42:40Z"), CompletedAt: at("2020-01-20T17:44:39Z"), Repo: repo,
 	}, job, err)
 
+	if err := f.RerunJob(ctx, repo, 399444496); err != nil {
+		t.Errorf("re-run: %v", err)
+	}
+
 	for _, scope := range []forge.Scope{{Repo: repo}, {Repo: repo, Organisation: true}} {
 		reg, err := f.RegisterRunner(ctx, forge.RunnerSpec{Scope: scope, Name: "n", Labels: []string{"x"}})
 		if err != nil || reg.RunnerID != 23 || reg.JITConfig == "" {

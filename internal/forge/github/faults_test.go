@@ -179,6 +179,7 @@ func TestDiagnose(t *testing.T) {
 			"permission members: read of the App", Warn,
 		},
 		"more than needed": {permissions(func(m map[string]string) { m["actions"] = "write" }), "permission actions: read of the App", Pass},
+		"write, of no use": {permissions(func(m map[string]string) { m["actions"] = "write" }), "permission actions: write of the App", ""},
 		"no job events":    {forgetest.Settings{Events: &[]string{"check_run"}}, "event workflow_job", Fail},
 		"no check events":  {forgetest.Settings{Events: &[]string{"workflow_job"}}, "event check_run", Warn},
 		"no webhook":       {forgetest.Settings{WebhookURL: new(string)}, "webhook", Fail},
@@ -205,6 +206,18 @@ func TestDiagnose(t *testing.T) {
 		s.hub.Configure(forgetest.Settings{WebhookURL: new(string)})
 		if got := level(s.Diagnose(t.Context(), DiagnoseOptions{Pull: true}), "webhook"); got != Fail {
 			t.Errorf("without an address: %q", got)
+		}
+	})
+	t.Run("jobs are run again", func(t *testing.T) {
+		s := newSite(t, hooked, nil, nil)
+		for granted, want := range map[string]Level{"read": Fail, "write": Pass} {
+			s.hub.Configure(permissions(func(m map[string]string) { m["actions"] = granted }))
+			found := s.Diagnose(t.Context(), DiagnoseOptions{Checks: true, Rerun: true})
+			for _, who := range []string{"the App", "the installation on octo-org"} {
+				if got := level(found, "permission actions: write of "+who); got != want {
+					t.Errorf("with %s, %s: %q, want %q in %+v", granted, who, got, want, found)
+				}
+			}
 		}
 	})
 	t.Run("another key", func(t *testing.T) {

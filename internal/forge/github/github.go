@@ -11,6 +11,7 @@ import (
 	"net/http"
 	"net/url"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"gpuserver"
@@ -64,6 +65,8 @@ type Forge struct {
 	budget *budget
 	health health
 	app    *appKey
+	// ownSlug is the App's slug, once it was asked for.
+	ownSlug atomic.Pointer[string]
 
 	ctx  context.Context // of renewals in the background
 	stop context.CancelFunc

@@ -34,6 +34,7 @@ var operations = []string{
 	"GET /orgs/{org}/installation",
 	"GET /orgs/{org}/teams/{team_slug}/memberships/{username}",
 	"GET /repos/{owner}/{repo}/actions/jobs/{job_id}",
+	"POST /repos/{owner}/{repo}/actions/jobs/{job_id}/rerun",
 	"GET /repos/{owner}/{repo}/actions/runners",
 	"DELETE /repos/{owner}/{repo}/actions/runners/{runner_id}",
 	"POST /repos/{owner}/{repo}/actions/runners/generate-jitconfig",

@@ -52,7 +52,7 @@ type wireRun struct {
 func (r *wireRun) run(repo forge.Repo) forge.Run {
 	run := forge.Run{
 		ID: r.ID, Attempt: r.RunAttempt, Event: r.Event, Status: r.Status,
-		TriggeringActor: forge.Actor(r.TriggeringActor), Actor: forge.Actor(r.Actor),
+		TriggeringActor: r.TriggeringActor.actor(), Actor: r.Actor.actor(),
 		HeadSHA: r.HeadSHA, HeadBranch: r.HeadBranch,
 		DefaultBranch: r.Repository.DefaultBranch, Private: r.Repository.Private,
 	}
@@ -88,6 +88,10 @@ func (f *Forge) Run(ctx context.Context, repo forge.Repo, runID int64, attempt i
 			return forge.Run{}, err
 		}
 		run := out.run(repo)
+		var err error
+		if run.ByUs, err = f.askedFor(ctx, out); err != nil {
+			return forge.Run{}, err
+		}
 		if attempt > 0 {
 			f.runs.Add(key, run)
 		}

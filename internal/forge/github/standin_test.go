@@ -87,8 +87,13 @@ func TestOperations(t *testing.T) {
 		d = newDescribed(t, next)
 		return d
 	}, nil)
+	s.hub.Configure(forgetest.Settings{Permissions: &map[string]string{
+		"actions": "write", "administration": "write", "checks": "write", "contents": "read", "members": "read", "metadata": "read",
+		"organization_self_hosted_runners": "write",
+	}})
 	ctx := t.Context()
 	t.Run("runs", func(t *testing.T) { testRuns(ctx, t, s) })
+	t.Run("re-runs", func(t *testing.T) { testReruns(ctx, t, s) })
 	t.Run("repository runners", func(t *testing.T) { testRunners(ctx, t, s, s.Scope(s.repo)) })
 	t.Run("organisation runners", func(t *testing.T) {
 		testRunners(ctx, t, s, forge.Scope{Repo: s.repo, Organisation: true})
@@ -99,7 +104,7 @@ func TestOperations(t *testing.T) {
 	t.Run("deliveries", func(t *testing.T) { testDeliveries(ctx, t, s) })
 	t.Run("diagnosis", func(t *testing.T) {
 		s.cfg.RunnerScope = ScopeOrganisation
-		checkLevels(t, s.Diagnose(ctx, DiagnoseOptions{Teams: true, Checks: true}))
+		checkLevels(t, s.Diagnose(ctx, DiagnoseOptions{Teams: true, Checks: true, Rerun: true}))
 	})
 	d.allCalled()
 }

@@ -70,7 +70,10 @@ func (r *wireRepository) named() bool {
 type wireActor struct {
 	Login string `json:"login"`
 	ID    int64  `json:"id"`
+	Type  string `json:"type"` // "User", "Bot", …
 }
+
+func (a wireActor) actor() forge.Actor { return forge.Actor{Login: a.Login, ID: a.ID} }
 
 // stamp is a time that may be null or unreadable, which is no time at all: a
 // job is not lost for a date.
