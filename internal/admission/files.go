@@ -58,7 +58,7 @@ func (a *Admission) read(ctx context.Context, f Forge, j gpuserver.Job, since ti
 	repo := repoOf(j)
 	var organisation, repository runnerFile
 	g, gctx := errgroup.WithContext(ctx)
-	g.Go(func() (err error) { run, err = f.Run(gctx, repo, j.RunID, j.RunAttempt); return err })
+	g.Go(func() (err error) { run, err = readRun(gctx, f, j); return err })
 	org := forge.Repo{Name: repo.Owner() + "/" + f.OrganisationRepo, InstallationID: repo.InstallationID}
 	g.Go(func() error {
 		organisation = a.runners(gctx, f, org, f.RunnersFile, "", since)
@@ -92,6 +92,19 @@ func (a *Admission) read(ctx context.Context, f Forge, j gpuserver.Job, since ti
 	fs.tell(organisation, repository)
 	a.learn(f, j, fs)
 	return run, fs, nil
+}
+
+// readRun reads a job's run. An attempt that we asked for, because a GPU failed,
+// is judged as the one before it: the commit is the same, and nobody's right is
+// greater than that of whom it was begun for.
+func readRun(ctx context.Context, f Forge, j gpuserver.Job) (forge.Run, error) {
+	run, err := f.Run(ctx, repoOf(j), j.RunID, j.RunAttempt)
+	for n := run.Attempt - 1; err == nil && run.ByUs && n > 0; n-- {
+		var before forge.Run
+		before, err = f.Run(ctx, repoOf(j), j.RunID, n)
+		run.TriggeringActor, run.ByUs = before.TriggeringActor, before.ByUs
+	}
+	return run, err
 }
 
 func earlier(a, b time.Time) time.Time {

@@ -22,6 +22,8 @@ import (
 type shelf struct {
 	forge.Forge
 	run forge.Run
+	// attempts are those whose number Run is asked for; of the others run is told.
+	attempts map[int]forge.Run
 	// asked and answer, if set, are sent to and waited for by Run.
 	asked, answer chan struct{}
 
@@ -34,7 +36,10 @@ type shelf struct {
 
 func (s *shelf) Name() string { return "github" }
 
-func (s *shelf) Run(ctx context.Context, _ forge.Repo, _ int64, _ int) (forge.Run, error) {
+func (s *shelf) Run(ctx context.Context, _ forge.Repo, _ int64, attempt int) (forge.Run, error) {
+	if run, ok := s.attempts[attempt]; ok {
+		return run, nil
+	}
 	if s.asked != nil {
 		s.asked <- struct{}{}
 		select {

@@ -26,8 +26,14 @@ func testReruns(ctx context.Context, t *testing.T, s *site) {
 		t.Errorf("while the run goes on: %v", err)
 	}
 	end(run.Jobs[1].ID, "success")
+	before := s.Budget().Classes
 	if err := s.RerunJob(ctx, s.repo, job); err != nil {
 		t.Fatal(err)
+	}
+	for i, c := range s.Budget().Classes {
+		if more := c.Points - before[i].Points; (more == 5) != (c.Class == ClassHousekeeping) {
+			t.Errorf("it cost %d points of class %s", more, c.Class)
+		}
 	}
 	end(s.hub.Jobs(forgetest.JobFilter{Run: run.ID})[2].ID, "success")
 	if _, err := s.hub.Rerun(run.ID, "bob"); err != nil {
