@@ -265,6 +265,7 @@ func (db *DB) Prune(ctx context.Context, l Limits) (deleted int64, err error) {
 			{`UPDATE deliveries SET body = NULL WHERE id IN (SELECT id FROM deliveries WHERE body IS NOT NULL AND id <= (SELECT max(id) FROM deliveries) - ? ORDER BY id LIMIT ?)`, []any{l.MaxBodies, batch}},
 			{`DELETE FROM events WHERE id IN (SELECT id FROM events WHERE at < ? ORDER BY at LIMIT ?)`, []any{old(l.Jobs), batch}},
 			{`DELETE FROM checks WHERE job IN (SELECT id FROM jobs WHERE ended_at BETWEEN 1 AND ? ORDER BY ended_at LIMIT ?)`, []any{old(l.Jobs), batch}},
+			{`DELETE FROM reruns WHERE job IN (SELECT id FROM jobs WHERE ended_at BETWEEN 1 AND ? ORDER BY ended_at LIMIT ?)`, []any{old(l.Jobs), batch}},
 			{`DELETE FROM claims WHERE vm IN (SELECT id FROM vms WHERE state = 'gone' AND state_at < ? ORDER BY id LIMIT ?)`, []any{old(l.Jobs), batch}},
 			{`DELETE FROM leases WHERE vm IN (SELECT id FROM vms WHERE state = 'gone' AND state_at < ? ORDER BY id LIMIT ?)`, []any{old(l.Jobs), batch}},
 			{`DELETE FROM vm_gpus WHERE vm IN (SELECT id FROM vms WHERE state = 'gone' AND state_at < ? ORDER BY id LIMIT ?)`, []any{old(l.Jobs), batch}},

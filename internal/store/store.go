@@ -59,6 +59,7 @@ type Change struct {
 	VM       gpuserver.VMID
 	VMState  gpuserver.VMState
 	GPU      gpuserver.GPUID // its row or its history
+	Rerun    gpuserver.JobID // a job that is to be run again
 }
 
 type update struct {
