@@ -84,6 +84,9 @@ type Options struct {
 	// Struck is told of each thing that was seen wrong of a card, for the metrics;
 	// it is called within a transaction and must not wait.
 	Struck func(card gpuserver.GPUID, kind gate.Kind)
+	// RerunOnGPU has jobs run again on their forge that failed while a GPU of them
+	// did, at most Limits.Retries times.
+	RerunOnGPU bool
 	// BackfillFor is how long smaller jobs may overtake one that does not fit.
 	BackfillFor time.Duration
 	Log         *slog.Logger
@@ -202,8 +205,15 @@ func (f *Fleet) takeUp(ctx context.Context) error {
 			}
 		}
 		jobs, err := tx.UnfinishedJobs("")
+		if err != nil {
+			return err
+		}
 		for _, j := range jobs {
 			f.queue.Add(key{job: j.ID})
+		}
+		reruns, err := tx.WaitingReruns()
+		for _, id := range reruns {
+			f.queue.Add(key{job: id, rerun: true})
 		}
 		if len(vms)+len(jobs) > 0 {
 			f.Log.Info("taken up", "vms", len(vms), "jobs", len(jobs))
@@ -216,6 +226,8 @@ func (f *Fleet) takeUp(ctx context.Context) error {
 func (f *Fleet) changed(cs []store.Change) {
 	for _, c := range cs {
 		switch {
+		case c.Rerun != 0:
+			f.queue.Add(key{job: c.Rerun, rerun: true})
 		case c.GPU != 0:
 			f.wakePlanner()
 		case c.VM != 0:
@@ -241,9 +253,12 @@ func wake(c chan struct{}) {
 	}
 }
 
-// step does the next step of a VM or a job and says when to look again.
+// step does the next step of a VM, a job or a re-run and says when to look again.
 func (f *Fleet) step(ctx context.Context, k key) time.Duration {
-	if k.job != 0 {
+	switch {
+	case k.rerun:
+		return f.stepRerun(ctx, k.job)
+	case k.job != 0:
 		return f.stepJob(ctx, k.job)
 	}
 	return f.stepVM(ctx, k.vm)

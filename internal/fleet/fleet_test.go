@@ -29,6 +29,8 @@ type memForge struct {
 	next    int64
 	runners map[int64]forge.Runner
 	jobs    map[int64]forge.Job
+	run     forge.Run // of all jobs
+	reran   []int64   // the jobs that were run again
 	calls   []string
 	fail    func(call string) error // before the effect; nil: never
 	failed  func(call string) error // after it
@@ -113,6 +115,28 @@ func (m *memForge) Job(_ context.Context, _ forge.Repo, id int64) (j forge.Job, 
 		return nil
 	})
 	return j, err
+}
+
+func (m *memForge) Run(_ context.Context, _ forge.Repo, _ int64, attempt int) (r forge.Run, err error) {
+	err = m.call("run", func() error {
+		if attempt != 0 {
+			return gpuserver.Errorf(gpuserver.KindInternal, "only the latest attempt is known here")
+		}
+		r = m.run
+		return nil
+	})
+	return r, err
+}
+
+func (m *memForge) RerunJob(_ context.Context, _ forge.Repo, id int64) error {
+	return m.call("rerun", func() error {
+		if m.run.Status != string(gpuserver.ForgeCompleted) {
+			return gpuserver.Errorf(gpuserver.KindConflict, "its run goes on")
+		}
+		m.run.Attempt, m.run.Status, m.run.Conclusion = m.run.Attempt+1, "in_progress", ""
+		m.reran = append(m.reran, id)
+		return nil
+	})
 }
 
 // count gives how often a call was made.

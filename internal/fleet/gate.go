@@ -293,13 +293,15 @@ func (f *Fleet) noteGPU(tx *store.Tx, id gpuserver.JobID, v gpuserver.VM) error 
 			continue
 		}
 		j.Reason = gpuserver.Reason{
-			Class: gpuserver.ReasonGPU, Text: fmt.Sprintf("the %s failed during the job: %s", cardName(g), es[i].Text),
-			Help: "re-run the job: it gets another card, as this one rests or is out of service",
+			Class: gpuserver.ReasonGPU, Text: fmt.Sprintf("the %s failed during the job: %s", cardName(g), es[i].Text), Help: rerunByHand,
 		}
-		if err := tx.SaveJob(&j); err != nil {
+		if err := tx.AddEvent(gpuserver.Event{Job: id, VM: v.ID, Kind: "gpu_failed", Text: j.Reason.Text}); err != nil {
 			return err
 		}
-		return tx.AddEvent(gpuserver.Event{Job: id, VM: v.ID, Kind: "gpu_failed", Text: j.Reason.Text})
+		if err := f.noteRerun(tx, &j); err != nil {
+			return err
+		}
+		return tx.SaveJob(&j)
 	}
 	return nil
 }

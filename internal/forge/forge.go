@@ -129,7 +129,8 @@ type Run struct {
 	HeadBranch      string
 	DefaultBranch   string // of the repository that the run belongs to
 	Private         bool
-	Status          string
+	Status          string // in the forge's words; "completed": no job of the attempt waits or runs
+	Conclusion      string // "success", "failure", "cancelled", …; "" until it is completed
 }
 
 // Actor is an account on the forge; the id outlives renames.

@@ -85,6 +85,35 @@ func TestRerunOfAJob(t *testing.T) {
 	b.rerunJob(after.ID).want(t, http.StatusCreated) // a carried one is the latest of its name
 }
 
+// A run that was cancelled is so whatever its jobs came to.
+func TestConclusionOfACancelledRun(t *testing.T) {
+	k := newSink(t)
+	b, run := rerunnable(t, k)
+	conclusion := func() any {
+		var o obj
+		b.call("GET", "/repos/octo-org/hello/actions/runs/"+raw64(run.ID), nil).into(t, &o)
+		return o["conclusion"]
+	}
+	b.check(b.FinishJob(run.Jobs[0].ID, "failure"))
+	b.check(b.CancelRun(run.ID))
+	if got := conclusion(); got != nil {
+		t.Errorf("while a job goes on: %v", got)
+	}
+	b.check(b.FinishJob(run.Jobs[1].ID, "cancelled"))
+	if got := conclusion(); got != "cancelled" {
+		t.Errorf("conclusion: %v", got)
+	}
+	b.rerunJob(run.Jobs[0].ID).want(t, http.StatusCreated)
+	b.takeJob(b.online("r3", "x"))
+	b.check(b.FinishJob(b.Jobs(JobFilter{Run: run.ID})[2].ID, "success"))
+	b.rerunJob(b.Jobs(JobFilter{Run: run.ID})[3].ID).want(t, http.StatusCreated)
+	b.takeJob(b.online("r4", "x"))
+	b.check(b.FinishJob(b.Jobs(JobFilter{Run: run.ID})[5].ID, "success"))
+	if got := conclusion(); got != "success" {
+		t.Errorf("of a later attempt: %v", got)
+	}
+}
+
 func TestRerunOfAJobIsRefused(t *testing.T) {
 	for name, c := range map[string]struct {
 		change func(b *bench, r *run)

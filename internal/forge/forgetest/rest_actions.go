@@ -228,8 +228,6 @@ func (s *Server) cancelRunCall(c *call) (int, any, *apiError) {
 	if r.last().open == 0 {
 		return 0, nil, &apiError{status: http.StatusConflict, message: "Cannot cancel a workflow run that is completed."}
 	}
-	for _, j := range r.last().jobs {
-		s.cancelJob(j)
-	}
+	s.cancelRun(r)
 	return http.StatusAccepted, obj{}, nil
 }

@@ -29,7 +29,8 @@ type attempt struct {
 	startedAt time.Time
 	updatedAt time.Time
 	jobs      []*job
-	open      int // jobs that are not completed
+	open      int  // jobs that are not completed
+	cancelled bool // the run was, not only jobs of it
 }
 
 type job struct {
@@ -338,10 +339,15 @@ func (s *Server) CancelRun(id int64) error {
 	if r == nil {
 		return gpuserver.Errorf(gpuserver.KindNotFound, "run %d does not exist", id)
 	}
+	s.cancelRun(r)
+	return nil
+}
+
+func (s *Server) cancelRun(r *run) {
+	r.last().cancelled = true
 	for _, j := range r.last().jobs {
 		s.cancelJob(j)
 	}
-	return nil
 }
 
 // status sums up the states of an attempt's jobs.
@@ -364,10 +370,14 @@ func (a *attempt) status() string {
 	return "queued"
 }
 
-// conclusion is the worst one of an attempt's jobs, "" while some are open.
+// conclusion is that the run was cancelled, or the worst one of an attempt's
+// jobs; "" while some are open.
 func (a *attempt) conclusion() string {
-	if a.open > 0 {
+	switch {
+	case a.open > 0:
 		return ""
+	case a.cancelled:
+		return "cancelled"
 	}
 	worst := "success"
 	for _, j := range a.jobs {

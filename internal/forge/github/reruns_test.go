@@ -40,11 +40,12 @@ func testReruns(ctx context.Context, t *testing.T, s *site) {
 		t.Fatal(err)
 	}
 	for attempt, want := range map[int]forge.Run{
-		1: {TriggeringActor: forge.Actor{Login: "alice"}}, 2: {TriggeringActor: forge.Actor{Login: "gpuserver[bot]"}, ByUs: true},
+		1: {TriggeringActor: forge.Actor{Login: "alice"}, Conclusion: "failure"},
+		2: {TriggeringActor: forge.Actor{Login: "gpuserver[bot]"}, Conclusion: "success", ByUs: true},
 		3: {TriggeringActor: forge.Actor{Login: "bob"}},
 	} {
 		got, err := s.Run(ctx, s.repo, run.ID, attempt)
-		if err != nil || got.Attempt != attempt || got.TriggeringActor.Login != want.TriggeringActor.Login || got.ByUs != want.ByUs {
+		if err != nil || got.Attempt != attempt || got.TriggeringActor.Login != want.TriggeringActor.Login || got.ByUs != want.ByUs || got.Conclusion != want.Conclusion {
 			t.Errorf("attempt %d: %+v, %v", attempt, got, err)
 		}
 	}

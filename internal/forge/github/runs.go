@@ -41,6 +41,7 @@ type wireRun struct {
 	RunAttempt      int             `json:"run_attempt"`
 	Event           string          `json:"event"`
 	Status          string          `json:"status"`
+	Conclusion      string          `json:"conclusion"`
 	HeadSHA         string          `json:"head_sha"`
 	HeadBranch      string          `json:"head_branch"`
 	Actor           wireActor       `json:"actor"`
@@ -51,7 +52,7 @@ type wireRun struct {
 
 func (r *wireRun) run(repo forge.Repo) forge.Run {
 	run := forge.Run{
-		ID: r.ID, Attempt: r.RunAttempt, Event: r.Event, Status: r.Status,
+		ID: r.ID, Attempt: r.RunAttempt, Event: r.Event, Status: r.Status, Conclusion: r.Conclusion,
 		TriggeringActor: r.TriggeringActor.actor(), Actor: r.Actor.actor(),
 		HeadSHA: r.HeadSHA, HeadBranch: r.HeadBranch,
 		DefaultBranch: r.Repository.DefaultBranch, Private: r.Repository.Private,
