@@ -137,7 +137,7 @@ func (f *Fleet) sequelOf(ctx context.Context, j gpuserver.Job, latest int) (s se
 			s.id, s.carried = j.ForgeID, false
 			for _, k := range jobs {
 				switch {
-				case k.RunnerName != "" && k.RunnerName == j.RunnerName:
+				case k.RunnerName == j.RunnerName: // it has one, or no card would have failed it
 					s.id, s.carried = k.ForgeID, true
 				case k.Name == j.Name:
 					s.anew = n

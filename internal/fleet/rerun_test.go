@@ -180,10 +180,19 @@ func TestRerunWaitsForTheRun(t *testing.T) {
 		if n := b.forge.count("rerun"); n != 0 {
 			t.Errorf("it was asked to run the job again %d times while its run went on", n)
 		}
+		asked := b.forge.count("run")
+		b.stop()
+		b.start(rerunFleet) // the pause goes on
+		if n := b.forge.count("run"); n != asked {
+			t.Errorf("after a restart the forge was asked %d times at once", n-asked)
+		}
 		b.setRun(func(r *forge.Run) { r.Status, r.Conclusion = "completed", "failure" })
 		b.pass(rerunPauseMost)
 		b.wantRerun(1)
-		asked := b.forge.count("run")
+		asked = b.forge.count("run")
+		if d := b.fleet.stepRerun(b.ctx, id); d != 0 { // nobody wakes it, but whoever does has to do no harm
+			t.Errorf("once that was done it is looked at again after %s", d)
+		}
 		for _, status := range []string{"in_progress", "completed"} {
 			b.setRun(func(r *forge.Run) { r.Status = status })
 			b.pass(time.Hour)
@@ -409,6 +418,72 @@ func TestRunThatSomebodyRanAgain(t *testing.T) {
 				b.wantRerun(c.want...)
 				if said := b.said(id); len(said) != 2 || said[1] != c.say {
 					t.Errorf("its history: %q, want %q", said, c.say)
+				}
+			})
+		})
+	}
+}
+
+// A job of unknown outcome that another one's re-run carried over was not run.
+func TestRerunThatAnotherOneForestalled(t *testing.T) {
+	rerunBench(t, rerunFleet, func(b *bench) {
+		first := true
+		b.forge.fail = func(call string) error {
+			if call == "rerun" && first {
+				first = false
+				return gpuserver.Errorf(gpuserver.KindUnavailable, "away")
+			}
+			return nil
+		}
+		id := b.begun()
+		b.setRun(func(r *forge.Run) { r.Status = "in_progress" })
+		b.dies(id, "failure")
+		of := b.read(id)
+		b.setRun(func(r *forge.Run) { r.Status = "completed" })
+		for b.forge.count("rerun") == 0 {
+			b.pass(time.Second)
+		}
+		b.setRun(func(r *forge.Run) { r.Attempt, r.Status = 2, "in_progress" })
+		b.record(gpuserver.Job{ForgeID: 51, RunAttempt: 2, Name: of.Name, RunnerName: of.RunnerName, State: gpuserver.JobDone, ForgeState: gpuserver.ForgeCompleted})
+		b.pass(time.Hour)
+		b.setRun(func(r *forge.Run) { r.Status = "completed" })
+		b.pass(time.Hour)
+		b.wantRerun(51)
+	})
+}
+
+// What was told of a job in later attempts of its run.
+func TestSequelOf(t *testing.T) {
+	const own, carried, anew = "runner-1", "runner-1", "runner-9"
+	at := func(attempt int, id int64, name, runner string) gpuserver.Job {
+		return gpuserver.Job{ForgeID: id, RunAttempt: attempt, Name: name, RunnerName: runner, State: gpuserver.JobDone, ForgeState: gpuserver.ForgeCompleted}
+	}
+	for name, c := range map[string]struct {
+		told   []gpuserver.Job
+		latest int
+		want   sequel
+	}{
+		"nothing":                         {nil, 3, sequel{id: 1}},
+		"carried":                         {[]gpuserver.Job{at(2, 21, "a", carried)}, 2, sequel{id: 21, carried: true}},
+		"carried twice":                   {[]gpuserver.Job{at(2, 21, "a", carried), at(3, 31, "a", carried)}, 3, sequel{id: 31, carried: true}},
+		"carried, then nothing":           {[]gpuserver.Job{at(2, 21, "a", carried)}, 3, sequel{id: 1}},
+		"run anew":                        {[]gpuserver.Job{at(2, 21, "a", anew)}, 2, sequel{id: 1, anew: 2}},
+		"carried, then run anew":          {[]gpuserver.Job{at(2, 21, "a", carried), at(3, 31, "a", "")}, 3, sequel{id: 1, anew: 3}},
+		"run anew in an attempt to come":  {[]gpuserver.Job{at(2, 21, "a", anew)}, 1, sequel{id: 1}},
+		"another job of the same attempt": {[]gpuserver.Job{at(1, 11, "a", anew)}, 2, sequel{id: 1}},
+		"another job":                     {[]gpuserver.Job{at(2, 22, "b", anew)}, 2, sequel{id: 1}},
+		"carried, beside another":         {[]gpuserver.Job{at(2, 21, "a", carried), at(2, 22, "b", "")}, 2, sequel{id: 21, carried: true}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			inBubble(t, nil, func(b *bench) {
+				for _, j := range c.told {
+					b.record(j)
+				}
+				j := at(1, 1, "a", own)
+				j.Forge, j.Repo, j.RunID = "gh", "octo/hello", 7
+				got, err := b.fleet.sequelOf(b.ctx, j, c.latest)
+				if got != c.want || err != nil {
+					t.Errorf("%+v, %v; want %+v", got, err, c.want)
 				}
 			})
 		})
