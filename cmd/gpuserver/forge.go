@@ -114,7 +114,9 @@ func checkForge(ctx context.Context, cfg *config.Config, f *config.Forge) ([]git
 	defer client.Close()
 	// Organisations' own access files may name teams, too; which, only each job's
 	// decision finds out, so the permission is always asked about.
-	return client.Diagnose(ctx, github.DiagnoseOptions{Teams: f.Config.AccessFile != "" || namesTeams(cfg.AccessFile()), Pull: f.Mode == "pull", Checks: true}), nil
+	return client.Diagnose(ctx, github.DiagnoseOptions{
+		Teams: f.Config.AccessFile != "" || namesTeams(cfg.AccessFile()), Pull: f.Mode == "pull", Checks: true, Rerun: cfg.Jobs.RerunOnGPUFailure,
+	}), nil
 }
 
 func namesTeams(a *cirun.Access) bool {

@@ -141,6 +141,7 @@ func (s *server) newFleet(ctx context.Context) (*fleet.Fleet, error) {
 		AgentURL:  func(string) string { return s.cfg.AgentURL() },
 		OutputDir: filepath.Join(string(s.cfg.Server.DataDir), "output"),
 		Admit:     s.admission.Admit, Reread: s.intake.Apply, Repaired: s.repaired, Struck: s.struck, BackfillFor: j.BackfillFor, Log: s.log,
+		RerunOnGPU: j.RerunOnGPUFailure,
 		Limits: fleet.Limits{
 			Boot: j.BootTimeout, EmulationFactor: j.EmulationFactor, Idle: j.IdleTimeout, Job: j.TimeLimit, Grace: j.Grace,
 			Retries: j.Retries, RetryAfter: j.RetryAfter, HoldImageAfter: j.HoldImageAfter, Registrations: 64, Creates: 64,

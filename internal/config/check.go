@@ -46,6 +46,7 @@ func (k *checker) check() {
 	k.catalogueFits()
 	k.flavors()
 	k.images()
+	k.jobs()
 	k.tokens()
 	k.cirun()
 }
@@ -278,6 +279,12 @@ func (k *checker) hasType(t string) bool {
 		}
 	}
 	return len(k.c.Clouds) == 0
+}
+
+func (k *checker) jobs() {
+	if j := &k.c.Jobs; j.RerunOnGPUFailure && j.Retries == 0 {
+		k.bad("jobs.rerun_on_gpu_failure", "jobs.retries is 0, so that no job is run again; give it at least 1, or remove this")
+	}
 }
 
 func (k *checker) tokens() {

@@ -155,16 +155,17 @@ type FakeImage struct{}
 
 // Jobs are limits that hold for all jobs.
 type Jobs struct {
-	BootTimeout     time.Duration `json:"boot_timeout,omitempty" range:"1s..1d" jsonschema:"From the create call to the agent's first report; then the VM is given up."`
-	EmulationFactor int           `json:"emulation_factor,omitempty" range:"1..100" jsonschema:"boot_timeout is multiplied by it on a cloud without hardware acceleration."`
-	IdleTimeout     time.Duration `json:"idle_timeout,omitempty" range:"1s..1d" jsonschema:"A runner that is up and has had no job for so long is retired."`
-	TimeLimit       time.Duration `json:"time_limit,omitempty" range:"1s..35d" jsonschema:"Time limit of a job whose flavor has none. GitHub itself ends jobs after 5 days."`
-	Grace           time.Duration `json:"grace,omitempty" range:"0s..1h" jsonschema:"Between interrupting the runner at the time limit and destroying the VM."`
-	Retries         int           `json:"retries,omitempty" range:"0..20" jsonschema:"How many more VMs are made for a job whose VM failed before it started."`
-	RetryAfter      time.Duration `json:"retry_after,omitempty" range:"0s..1d" jsonschema:"Pause before the first retry; doubled for each further one."`
-	NoticeAfter     time.Duration `json:"notice_after,omitempty" range:"0s..1d" jsonschema:"A job that has waited for so long gets a check run that says why."`
-	BackfillFor     time.Duration `json:"backfill_for,omitempty" range:"0s..7d" jsonschema:"How long smaller jobs may overtake a job that does not fit; then room is kept for it."`
-	HoldImageAfter  int           `json:"hold_image_after,omitempty" range:"1..100" jsonschema:"An image is held after so many VMs in a row whose runner ended without a job."`
+	BootTimeout       time.Duration `json:"boot_timeout,omitempty" range:"1s..1d" jsonschema:"From the create call to the agent's first report; then the VM is given up."`
+	EmulationFactor   int           `json:"emulation_factor,omitempty" range:"1..100" jsonschema:"boot_timeout is multiplied by it on a cloud without hardware acceleration."`
+	IdleTimeout       time.Duration `json:"idle_timeout,omitempty" range:"1s..1d" jsonschema:"A runner that is up and has had no job for so long is retired."`
+	TimeLimit         time.Duration `json:"time_limit,omitempty" range:"1s..35d" jsonschema:"Time limit of a job whose flavor has none. GitHub itself ends jobs after 5 days."`
+	Grace             time.Duration `json:"grace,omitempty" range:"0s..1h" jsonschema:"Between interrupting the runner at the time limit and destroying the VM."`
+	Retries           int           `json:"retries,omitempty" range:"0..20" jsonschema:"How many more VMs are made for a job whose VM failed before it started."`
+	RerunOnGPUFailure bool          `json:"rerun_on_gpu_failure,omitempty" jsonschema:"A job that failed while a GPU of its VM did is run again on its forge, at most as often as retries says. The GitHub App needs the permission Actions: write for it."`
+	RetryAfter        time.Duration `json:"retry_after,omitempty" range:"0s..1d" jsonschema:"Pause before the first retry; doubled for each further one."`
+	NoticeAfter       time.Duration `json:"notice_after,omitempty" range:"0s..1d" jsonschema:"A job that has waited for so long gets a check run that says why."`
+	BackfillFor       time.Duration `json:"backfill_for,omitempty" range:"0s..7d" jsonschema:"How long smaller jobs may overtake a job that does not fit; then room is kept for it."`
+	HoldImageAfter    int           `json:"hold_image_after,omitempty" range:"1..100" jsonschema:"An image is held after so many VMs in a row whose runner ended without a job."`
 }
 
 // Retention is how long what is over is kept.

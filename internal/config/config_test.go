@@ -167,6 +167,7 @@ func TestMistakes(t *testing.T) {
 		{"agent listener without a port", with("server: {listen: {agent: \"192.168.77.1:0\"}}\n"), []string{"7:26: server.listen.agent: guests are let through to a fixed port; give one, such as 192.168.77.1:8441"}},
 		{"served twice", strings.Replace(small, "type: libvirt}", "type: libvirt, serves: [{cloud: aws}, {cloud: aws}]}", 1), []string{"2:57: clouds[0].serves[1]: this cloud and region stands here twice"}},
 		{"hash that is none", with("api: {tokens: [{name: a, role: admin, hash: hunter2}]}\n"), []string{"7:45: api.tokens[0].hash: not a SHA-256 in hex (64 digits 0-9a-f); printf %s TOKEN | sha256sum prints it"}},
+		{"re-runs without retries", with("jobs: {retries: 0, rerun_on_gpu_failure: true}\n"), []string{"7:42: jobs.rerun_on_gpu_failure: jobs.retries is 0, so that no job is run again; give it at least 1, or remove this"}},
 		{"token without secret", with("api: {tokens: [{name: a, role: admin}]}\n"), []string{"7:16: api.tokens[0]: give exactly one of hash and secret"}},
 		{
 			"runner names what is not there", with("runners:\n  - name: r\n    cloud: local\n    instance_type: huge\n    machine_image: i\n    labels: [r]\n"),
