@@ -236,10 +236,20 @@ func (f *Fleet) awaitAfter(ctx context.Context, v gpuserver.VM) time.Duration {
 		return 0
 	}
 	d := time.Until(v.StateAt.Add(afterLimit))
-	if j, err := f.jobOf(ctx, v); d <= 0 || err != nil || !j.State.Over() {
+	if d <= 0 {
 		return 0
 	}
-	return d
+	switch j, err := f.jobOf(ctx, v); gpuserver.KindOf(err) {
+	case "":
+		if !j.State.Over() {
+			return 0
+		}
+		return d
+	case gpuserver.KindNotFound:
+		return 0
+	default: // not known; the VM is no sooner deleted for that
+		return min(d, time.Second)
+	}
 }
 
 // readAfter looks for what a guest found after its job on the console of a VM

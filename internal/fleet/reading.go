@@ -78,12 +78,19 @@ func (f *Fleet) knownCards(tx *store.Tx, v gpuserver.VM) (cards []gpuserver.GPU,
 	return cards, nil
 }
 
-// remember keeps a reading for the next comparison.
+// remember keeps a reading for the next comparison. A line of the log that came
+// while the card was read has been judged, and does not count again.
 func (f *Fleet) remember(v gpuserver.VM, j judged) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	for a, r := range j.readings {
-		f.looked[place{v.Cloud, v.Host, a}] = looked{j.at, r}
+		at := j.at
+		for _, l := range r.Log {
+			if !l.At.Before(at) {
+				at = l.At.Add(1)
+			}
+		}
+		f.looked[place{v.Cloud, v.Host, a}] = looked{at, r}
 	}
 }
 
@@ -150,7 +157,7 @@ func (f *Fleet) cardsAfter(ctx context.Context, v gpuserver.VM, drv cloud.Driver
 	if len(f.addressesOf(v)) == 0 || v.CloudID == "" {
 		return j
 	}
-	j, err := f.judge(context.WithoutCancel(ctx), drv, v, v.CreatedAt)
+	j, err := f.judge(ctx, drv, v, v.CreatedAt)
 	if err != nil {
 		f.Log.Warn("GPUs cannot be read after a VM", "vm", v.Name, "err", err)
 		return judged{}

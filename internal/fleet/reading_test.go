@@ -10,6 +10,7 @@ import (
 	"gpuserver"
 	"gpuserver/internal/cloud/fake"
 	"gpuserver/internal/guest"
+	"gpuserver/internal/health"
 	"gpuserver/internal/pci"
 	"gpuserver/internal/store"
 )
@@ -185,6 +186,25 @@ func TestErrorsCountOnce(t *testing.T) {
 			b.pass(10 * time.Minute) // its rest
 		}
 	})
+}
+
+// A line that the host's kernel writes while the card is read is judged with that
+// reading, and not with the next one again.
+func TestLineDuringTheReadingCountsOnce(t *testing.T) {
+	f := &Fleet{looked: map[place]looked{}}
+	at := time.Unix(1000, 0)
+	r := sick(func(r *pci.Reading) {
+		r.Log = []pci.LogLine{{At: at.Add(-time.Hour)}, {At: at.Add(time.Millisecond), Trouble: pci.TroubleSlowReset}}
+	})
+	f.remember(gpuserver.VM{Cloud: "local", Host: "h"}, judged{readings: map[string]pci.Reading{r.Address: r}, at: at})
+	last := f.looked[place{"local", "h", r.Address}]
+	if es := health.Host(r, health.Before{At: last.at, Reading: &last.reading}); len(es) != 0 {
+		t.Errorf("counted again: %+v", es)
+	}
+	r.Log = append(r.Log, pci.LogLine{At: at.Add(2 * time.Millisecond), Trouble: pci.TroubleSlowReset})
+	if es := health.Host(r, health.Before{At: last.at, Reading: &last.reading}); len(es) != 1 {
+		t.Errorf("what came since: %+v", es)
+	}
 }
 
 // Two VMs never share a group, and a strike is committed with the release: the

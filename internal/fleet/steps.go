@@ -422,7 +422,9 @@ func (f *Fleet) deleteCalled(tx *store.Tx, v gpuserver.VM) error {
 
 // delete removes the VM from its cloud and, once that is verified, releases
 // its lease. It is repeated until it succeeds: a lease is never lost to an error.
+// An interrupt changes nothing about it, and must not be taken for an answer.
 func (f *Fleet) delete(ctx context.Context, v gpuserver.VM) time.Duration {
+	ctx = context.WithoutCancel(ctx)
 	drv, ok := f.clouds[v.Cloud]
 	if !ok {
 		return f.later(ctx, v, gpuserver.Errorf(gpuserver.KindInvalid, "the cloud %q is not in the configuration; put it back until its VMs are deleted", v.Cloud))
@@ -433,7 +435,7 @@ func (f *Fleet) delete(ctx context.Context, v gpuserver.VM) time.Duration {
 	f.readAfter(ctx, v)
 	crashpoint.At("delete.before")
 	watched := f.watchReset(ctx, v)
-	err := drv.Delete(context.WithoutCancel(ctx), v.Name)
+	err := drv.Delete(ctx, v.Name)
 	watched()
 	crashpoint.At("delete.effect")
 	if gpuserver.KindOf(err) == gpuserver.KindRefused {
@@ -448,7 +450,7 @@ func (f *Fleet) delete(ctx context.Context, v gpuserver.VM) time.Duration {
 	// that takes out the cards which are not well after it.
 	j := f.cardsAfter(ctx, v, drv)
 	crashpoint.At("release.before")
-	_ = f.move(ctx, &v, gpuserver.VMGone, v.Reason, nil, func(tx *store.Tx) error {
+	err = f.move(ctx, &v, gpuserver.VMGone, v.Reason, nil, func(tx *store.Tx) error {
 		crashpoint.At("release.effect")
 		if _, err := f.hold(tx, v, j); err != nil {
 			return err
@@ -459,7 +461,9 @@ func (f *Fleet) delete(ctx context.Context, v gpuserver.VM) time.Duration {
 		return tx.AddPhase(jobOfVM(v), v.ID, gpuserver.PhaseGone, tx.Now)
 	})
 	crashpoint.At("release.commit")
-	f.remember(v, j)
+	if err == nil { // else it is judged again
+		f.remember(v, j)
+	}
 	f.forget(v.ID)
 	return 0
 }
