@@ -10,7 +10,7 @@ func (db *DB) Pragmas(ctx context.Context) (map[string]string, error) {
 	err := db.Update(ctx, func(tx *Tx) error {
 		for _, name := range []string{
 			"auto_vacuum", "busy_timeout", "cache_size", "foreign_keys", "journal_mode", "journal_size_limit",
-			"page_size", "synchronous", "wal_autocheckpoint",
+			"page_size", "synchronous", "temp_store", "wal_autocheckpoint",
 		} {
 			err := tx.one("pragma "+name, "PRAGMA "+name, nil, func(r scanner) error {
 				var v string
