@@ -247,7 +247,10 @@ func TestService(t *testing.T) {
 // runs runs a job that has to find so many cards.
 func (s *service) runs(flavor string, n int) {
 	s.t.Helper()
-	out, err := s.client("run", "--quiet", "--flavor", flavor, "--", "sh", "-c", count).CombinedOutput()
+	cmd := s.client("run", "--flavor", flavor, "--", "sh", "-c", count)
+	end := time.AfterFunc(limit, func() { _ = cmd.Process.Signal(os.Interrupt) })
+	defer end.Stop()
+	out, err := cmd.CombinedOutput()
 	if err != nil || !strings.Contains(string(out), fmt.Sprintf("CARDS %d\n", n)) {
 		s.t.Fatalf("a job of flavor %s: %v:\n%s", flavor, err, out)
 	}
