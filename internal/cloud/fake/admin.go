@@ -10,6 +10,7 @@ import (
 
 	"gpuserver"
 	"gpuserver/internal/cloud"
+	"gpuserver/internal/pci"
 )
 
 // longPoll is how long a request for calls waits for one.
@@ -47,6 +48,13 @@ func (c *Cloud) adminRoutes(mux *http.ServeMux) {
 		var hosts []gpuserver.Host
 		if read(w, r, &hosts) {
 			c.SetHosts(hosts)
+			answer(w, struct{}{}, nil)
+		}
+	})
+	mux.HandleFunc("PUT /admin/cards", func(w http.ResponseWriter, r *http.Request) {
+		var card pci.Reading
+		if read(w, r, &card) {
+			c.SetCard(card)
 			answer(w, struct{}{}, nil)
 		}
 	})
@@ -121,6 +129,11 @@ func (a *Admin) AddForeign(ctx context.Context, name string) error {
 // SetHosts changes the hosts' room.
 func (a *Admin) SetHosts(ctx context.Context, hosts []gpuserver.Host) error {
 	return a.call(ctx, "PUT", "/admin/hosts", hosts, nil)
+}
+
+// SetCard makes a card's state be read as r.
+func (a *Admin) SetCard(ctx context.Context, r pci.Reading) error {
+	return a.call(ctx, "PUT", "/admin/cards", r, nil)
 }
 
 // SetFaults replaces all faults, and lets calls go on that stall at one.

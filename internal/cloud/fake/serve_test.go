@@ -15,6 +15,7 @@ import (
 	"gpuserver/internal/cloud"
 	"gpuserver/internal/cloud/cloudtest"
 	"gpuserver/internal/cloud/fake"
+	"gpuserver/internal/pci"
 )
 
 // serve runs a cloud as Serve does and gives its address.
@@ -109,6 +110,10 @@ func TestServeAndAdmin(t *testing.T) {
 	must(err)
 	if len(calls) != 2 || calls[0].Call != "create" || calls[0].Name != "one" || calls[1].Call != "delete" || calls[0].At > calls[1].At {
 		t.Errorf("calls %+v, want the create of one and the delete of part", calls)
+	}
+	must(a.SetCard(ctx, pci.Reading{Address: "0000:44:00.0", Present: true, Dead: true}))
+	if cards, err := d.Cards(ctx, "h", []string{"0000:44:00.0"}); err != nil || len(cards) != 1 || !cards[0].Dead {
+		t.Errorf("cards %+v, %v; want a dead one", cards, err)
 	}
 	must(a.Reset(ctx))
 	if vms, err := a.VMs(ctx); err != nil || len(vms) != 0 {

@@ -104,8 +104,7 @@ func (g *played) job(ctx context.Context, rc *runnerclient.Client, job *runnercl
 			_, _ = rc.Log(ctx, job.ID, 0, []byte("job-started hook: "+text+"\n"))
 		}
 	}
-	cancelled, done := rc.Watch(ctx, job.ID)
-	_ = done
+	cancelled, gone := rc.Watch(ctx, job.ID)
 	if conclusion == "success" {
 		_, _ = rc.Log(ctx, job.ID, 0, []byte("played by "+g.payload.VM+"\n"))
 		select {
@@ -113,6 +112,8 @@ func (g *played) job(ctx context.Context, rc *runnerclient.Client, job *runnercl
 			return 1
 		case <-cancelled:
 			conclusion = "cancelled"
+		case <-gone: // the forge ended the job, and took the runner's registration away
+			return 1
 		case <-time.After(g.p.JobTime):
 		}
 	}
