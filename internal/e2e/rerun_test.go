@@ -12,22 +12,28 @@ import (
 	"gpuserver/internal/pci"
 )
 
-// withCards gives the world a host with two single cards, and a service that has
+// withCards gives the world a host with four single cards, and a service that has
 // jobs run again whose card failed. Jobs end when the test says so.
 func withCards(t *testing.T) *world {
 	t.Helper()
 	w := newWorld(t, "jobtime=1h")
-	w.configure(forgetest.Settings{Permissions: &map[string]string{
-		"actions": "write", "administration": "write", "checks": "write", "contents": "read", "members": "read", "metadata": "read",
-	}})
+	w.mayWrite("write")
 	h := gpuserver.Host{Name: "one", VCPUs: 48, MemoryMiB: 1 << 20, DiskGiB: 1000}
-	for i, address := range []string{"0000:44:00.0", "0000:a3:00.0"} {
+	for i, address := range []string{"0000:27:00.0", "0000:44:00.0", "0000:83:00.0", "0000:a3:00.0"} {
 		h.Slots = append(h.Slots, gpuserver.Slot{Group: 10 + i, Cards: []gpuserver.Card{{Address: address, Model: "v100"}}})
 	}
 	w.ok(w.cloud.SetHosts(w.ctx, []gpuserver.Host{h}))
 	w.ofFlavor = ", gpus: {model: v100}"
-	w.extra = "reconcile: {deliveries: 1s, jobs: 10m, runners: 1s}\ngpu_models: [{name: v100, ids: [\"10de:1db4\"]}]\njobs: {rerun_on_gpu_failure: true}\n"
+	w.extra += "gpu_models: [{name: v100, ids: [\"10de:1db4\"]}]\njobs: {rerun_on_gpu_failure: true}\n"
 	return w
+}
+
+// mayWrite sets how much the App may do with workflow runs.
+func (w *world) mayWrite(actions string) {
+	w.t.Helper()
+	w.configure(forgetest.Settings{Permissions: &map[string]string{
+		"actions": actions, "administration": "write", "checks": "write", "contents": "read", "members": "read", "metadata": "read",
+	}})
 }
 
 // cardOf gives the address of the card that the VM of a running job has.
@@ -69,12 +75,12 @@ func (w *world) dies(forgeID int64) (address string) {
 	return address
 }
 
-// again waits for the second attempt of a run, and gives its jobs.
-func (w *world) again(run forgetest.Run) (jobs []forgetest.Job) {
+// again waits for an attempt of a run, and gives its jobs.
+func (w *world) again(run forgetest.Run, attempt int) (jobs []forgetest.Job) {
 	w.t.Helper()
-	w.eventually("the run's second attempt", func() string {
+	w.eventually(fmt.Sprintf("the run's attempt %d", attempt), func() string {
 		all, err := w.forge.Jobs(w.ctx, forgetest.JobFilter{Run: run.ID})
-		jobs = slices.DeleteFunc(all, func(j forgetest.Job) bool { return j.RunAttempt != 2 })
+		jobs = slices.DeleteFunc(all, func(j forgetest.Job) bool { return j.RunAttempt != attempt })
 		if err != nil || len(jobs) == 0 {
 			return fmt.Sprintf("%+v (%v)", all, err)
 		}
@@ -134,7 +140,7 @@ func TestJobWhoseCardDiesRunsAgain(t *testing.T) {
 		return ""
 	})
 	w.ok(w.forge.FinishJob(w.ctx, second, "success"))
-	jobs := w.again(run)
+	jobs := w.again(run, 2)
 	if len(jobs) != 2 {
 		t.Fatalf("the second attempt: %+v", jobs)
 	}
@@ -170,8 +176,77 @@ func TestKilledAroundARerun(t *testing.T) {
 			bad := w.dies(run.Jobs[0].ID)
 			w.killedAt(at)
 			w.serve()
-			w.ranOnAnother(run, w.again(run)[0], bad)
+			w.ranOnAnother(run, w.again(run, 2)[0], bad)
 			w.toldOnce(run.Jobs[0].ID)
 		})
+	}
+}
+
+// TestBothCardsOfARunDie has the cards of both jobs of a run die: GitHub runs one
+// job of a run again at a time, and the other one, which it carries over into that
+// attempt under a new number, in the attempt after it. Each runs twice.
+func TestBothCardsOfARunDie(t *testing.T) {
+	t.Parallel()
+	w := withCards(t)
+	w.serve()
+	run := w.dispatch("alice", 2)
+	w.dies(run.Jobs[0].ID)
+	w.dies(run.Jobs[1].ID)
+	for attempt := 2; attempt <= 3; attempt++ {
+		jobs := w.again(run, attempt)
+		i := slices.IndexFunc(jobs, func(j forgetest.Job) bool { return j.Status != "completed" })
+		if i < 0 {
+			t.Fatalf("attempt %d: %+v", attempt, jobs)
+		}
+		w.jobIs(jobs[i].ID, gpuserver.JobRunning)
+		w.ok(w.forge.FinishJob(w.ctx, jobs[i].ID, "success"))
+		w.jobIs(jobs[i].ID, gpuserver.JobDone)
+	}
+	w.nothingLeft()
+	for _, j := range run.Jobs {
+		w.eventually("its history says that it was run again", func() string {
+			if said := w.events(j.ID, "rerun"); len(said) != 2 || !strings.HasPrefix(said[1], "it was run again, as attempt ") {
+				return fmt.Sprintf("%q", said)
+			}
+			return ""
+		})
+	}
+	all, err := w.forge.Jobs(w.ctx, forgetest.JobFilter{Run: run.ID})
+	w.ok(err)
+	if len(all) != 6 || slices.ContainsFunc(all[4:], func(j forgetest.Job) bool { return j.Conclusion != "success" }) {
+		t.Errorf("want 3 attempts of 2 jobs, the last of which succeeded: %+v", all)
+	}
+	if n := w.creates(); n != 4 {
+		t.Errorf("%d VMs for 2 jobs that ran twice", n)
+	}
+}
+
+// TestRerunIsNotAllowed leaves the App without the permission: the check run says
+// which one it lacks, and the job stays as it is.
+func TestRerunIsNotAllowed(t *testing.T) {
+	t.Parallel()
+	w := withCards(t)
+	w.mayWrite("read")
+	w.serve()
+	run := w.dispatch("alice", 1)
+	id := run.Jobs[0].ID
+	w.dies(id)
+	w.eventually("its check run names the permission", func() string {
+		checks, err := w.forge.Checks(w.ctx, "octo/hello")
+		if err != nil || !slices.ContainsFunc(checks, func(c forgetest.Check) bool {
+			return strings.HasPrefix(c.Title, "A GPU failed") && strings.Contains(c.Summary, "not run again by itself") && strings.Contains(c.Summary, "grant it actions=write")
+		}) {
+			return fmt.Sprintf("%+v (%v)", checks, err)
+		}
+		return ""
+	})
+	if said := w.events(id, "rerun"); len(said) != 2 || !strings.Contains(said[1], "grant it actions=write") {
+		t.Errorf("its history says %q", said)
+	}
+	w.nothingLeft()
+	all, err := w.forge.Jobs(w.ctx, forgetest.JobFilter{Run: run.ID})
+	w.ok(err)
+	if len(all) != 1 {
+		t.Errorf("it was run again: %+v", all)
 	}
 }

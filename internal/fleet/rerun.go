@@ -62,7 +62,14 @@ func (f *Fleet) stepRerun(ctx context.Context, id gpuserver.JobID) time.Duration
 		}
 		return err
 	})
-	if err != nil || r.State != store.RerunWaiting {
+	switch {
+	case err != nil && gpuserver.KindOf(err) != gpuserver.KindNotFound:
+		if ctx.Err() != nil {
+			return 0
+		}
+		f.Log.Error("a re-run cannot be read", "job", id, "err", err)
+		return time.Second
+	case err != nil || r.State != store.RerunWaiting:
 		return 0
 	}
 	if d := time.Until(r.NextAt); d > 0 {
@@ -75,6 +82,9 @@ func (f *Fleet) stepRerun(ctx context.Context, id gpuserver.JobID) time.Duration
 	run, err := fg.Run(ctx, repoOf(j), j.RunID, 0)
 	if err != nil {
 		return f.rerunLater(ctx, r, err)
+	}
+	if run.Attempt < max(j.RunAttempt, r.Asked) { // else its next look would take the job's own attempt for a later one
+		return f.rerunLater(ctx, r, gpuserver.Errorf(gpuserver.KindUnavailable, "the forge does not show the latest attempt of its run yet"))
 	}
 	then, err := f.sequelOf(ctx, j, run.Attempt)
 	switch {
@@ -112,6 +122,7 @@ func (f *Fleet) askRerun(ctx context.Context, fg Forge, j gpuserver.Job, r store
 			r.Asked = 0 // another attempt is somebody else's
 		}
 	case gpuserver.KindRefused, gpuserver.KindNotFound, gpuserver.KindInvalid:
+		f.Log.Warn("the forge refuses to run a job again", "job", r.Job, "forge", j.Forge, "err", err)
 		return f.dropRerun(ctx, r, gpuserver.PublicText(err))
 	}
 	return f.rerunLater(ctx, r, err)

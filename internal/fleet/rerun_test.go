@@ -1,7 +1,9 @@
 package fleet
 
 import (
+	"bytes"
 	"fmt"
+	"log/slog"
 	"slices"
 	"strings"
 	"testing"
@@ -236,7 +238,8 @@ func TestRerunIsNotedOnce(t *testing.T) {
 	})
 }
 
-// What keeps a job from being run again is told, and ends it.
+// What keeps a job from being run again is told to its user and to the operator,
+// and ends it.
 func TestRerunIsGivenUp(t *testing.T) {
 	const noPermission = "GitHub refused to let the App re-run job 1 of octo/hello; grant it actions=write"
 	answer := func(kind gpuserver.Kind, text string) func(*bench) {
@@ -275,7 +278,12 @@ func TestRerunIsGivenUp(t *testing.T) {
 		}, 0, "that is not configured any more"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			rerunBench(t, rerunFleet, func(b *bench) {
+			var log bytes.Buffer
+			logged := func(o *Options) {
+				rerunFleet(o)
+				o.Log = slog.New(slog.NewTextHandler(&log, nil))
+			}
+			rerunBench(t, logged, func(b *bench) {
 				c.before(b)
 				id := b.begun()
 				b.dies(id, "failure")
@@ -284,7 +292,7 @@ func TestRerunIsGivenUp(t *testing.T) {
 				}
 				b.pass(time.Hour)
 				b.stop()
-				b.start(rerunFleet)
+				b.start(logged)
 				b.pass(time.Hour)
 				b.wantRerun()
 				if n := b.forge.count("rerun"); n != c.asked {
@@ -294,9 +302,53 @@ func TestRerunIsGivenUp(t *testing.T) {
 				if len(said) != 2 || !strings.Contains(said[1], c.say) || !strings.Contains(j.Reason.Help, c.say) || !strings.HasPrefix(j.Reason.Help, rerunByHand) {
 					t.Errorf("history %q; help %q; want %q", said, j.Reason.Help, c.say)
 				}
+				if n := strings.Count(log.String(), "level=WARN msg=\"the forge refuses to run a job again\""); n != c.asked || n > 0 && !strings.Contains(log.String(), c.say) {
+					t.Errorf("the operator is warned %d times, want %d:\n%s", n, c.asked, log.String())
+				}
 			})
 		})
 	}
+}
+
+// A look at a run that shows an attempt before the job's own says nothing of the
+// job: it is neither run again at that, nor taken for run again at the next look.
+func TestRerunOfARunThatIsShownLate(t *testing.T) {
+	rerunBench(t, rerunFleet, func(b *bench) {
+		id := b.begun()
+		b.update(func(tx *store.Tx) error {
+			j, err := tx.Job(id)
+			if err != nil {
+				return err
+			}
+			j.RunAttempt = 2
+			return tx.SaveJob(&j)
+		})
+		b.dies(id, "failure")
+		if n := b.forge.count("run"); n == 0 {
+			t.Error("the run was not looked at")
+		}
+		b.wantRerun()
+		b.setRun(func(r *forge.Run) { r.Attempt = 2 })
+		b.pass(time.Hour)
+		b.wantRerun(1)
+		if said := b.said(id); len(said) != 2 || said[1] != "it was run again, as attempt 3" {
+			t.Errorf("its history: %q", said)
+		}
+	})
+}
+
+// A re-run that cannot be read from the store is looked at again.
+func TestRerunThatCannotBeRead(t *testing.T) {
+	rerunBench(t, rerunFleet, func(b *bench) {
+		b.setRun(func(r *forge.Run) { r.Status = "in_progress" })
+		id := b.begun()
+		b.dies(id, "failure")
+		b.stop()
+		_ = b.db.Close()
+		if d := b.fleet.stepRerun(b.ctx, id); d <= 0 {
+			t.Error("it is forgotten until the next start")
+		}
+	})
 }
 
 // A call of unknown outcome is not repeated if it was carried out, and is if not.
