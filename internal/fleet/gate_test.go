@@ -1,6 +1,7 @@
 package fleet
 
 import (
+	"context"
 	"slices"
 	"strings"
 	"testing"
@@ -421,6 +422,11 @@ func TestGuestSilentAfterTheJob(t *testing.T) {
 			t.Fatal(err)
 		}
 		b.done(id, "failure")
+		interrupted, cancel := context.WithCancel(b.ctx)
+		cancel()
+		if d := b.fleet.delete(interrupted, b.vm(vm)); d <= 0 {
+			t.Error("a step that was interrupted is not repeated")
+		}
 		b.pass(afterLimit - time.Second)
 		b.wantVM(vm, gpuserver.VMDeleting)
 		b.pass(time.Second)
