@@ -433,9 +433,6 @@ func (f *Fleet) delete(ctx context.Context, v gpuserver.VM) time.Duration {
 		return d
 	}
 	f.readAfter(ctx, v)
-	if ctx.Err() != nil { // interrupted: it may have missed what to wait for, or what the console says
-		return time.Second
-	}
 	crashpoint.At("delete.before")
 	watched := f.watchReset(ctx, v)
 	err := drv.Delete(ctx, v.Name)
