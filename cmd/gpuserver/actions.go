@@ -55,25 +55,6 @@ func (a actions) Output(ctx context.Context, id gpuserver.JobID, stream string, 
 	return api.Output{Data: data, Next: from + int64(len(data)), Done: done}, err
 }
 
-// CordonGPU implements api.Actions.
-func (a actions) CordonGPU(ctx context.Context, id gpuserver.GPUID, reason, by string) error {
-	why := "by " + by
-	if reason != "" {
-		why = reason + " (" + why + ")"
-	}
-	return a.Fleet.CordonGPU(ctx, id, why)
-}
-
-// UncordonGPU implements api.Actions.
-func (a actions) UncordonGPU(ctx context.Context, id gpuserver.GPUID, _ string) error {
-	return a.Fleet.UncordonGPU(ctx, id)
-}
-
-// TestGPU implements api.Actions.
-func (a actions) TestGPU(ctx context.Context, id gpuserver.GPUID, _ string) (gpuserver.JobID, error) {
-	return a.Fleet.TestGPU(ctx, id)
-}
-
 // Hosts implements api.Actions.
 func (a actions) Hosts(context.Context) []gpuserver.Host { return a.Fleet.Hosts() }
 

@@ -106,7 +106,8 @@ func newGPUHistoryCommand() *cobra.Command {
 		Use:   "history GPU",
 		Short: "Say what happened to a GPU, newest first",
 		Long: `Prints a GPU's history, newest first: when it was seen first and where, each strike
-with its points and the job in which it was seen, and what followed.
+with its points and the job in which it was seen, what followed, and who took it
+out, tested it or put it back: the name of a token, or "socket" for root here.
 
 ` + gpuNames + serverHelp,
 		Example: `  gpuserver gpu history 3

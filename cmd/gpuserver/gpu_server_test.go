@@ -89,6 +89,9 @@ func TestGPUCommandsOfTheWholeService(t *testing.T) {
 		t.Errorf("uncordon: %s", out)
 	}
 
+	if out := gpuserverOK(t, "gpu", "history", "44:00.0"); !strings.Contains(out, "by socket; it was cordoned: its fan is loud (by socket)") {
+		t.Errorf("history: %s", out)
+	}
 	if out := gpuserverOK(t, "status", "--output", "json"); !strings.Contains(out, `"cards": true`) {
 		t.Errorf("that we choose the cards is not told: %s", out)
 	}
@@ -101,7 +104,7 @@ func TestGPUCommandsOfTheWholeService(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if out := gpuserverOK(t, "gpu", "history", "1"); !strings.Contains(out, fmt.Sprintf("job %d tests it", job)) {
+	if out := gpuserverOK(t, "gpu", "history", "1"); !strings.Contains(out, fmt.Sprintf("job %d tests it, asked for by socket", job)) {
 		t.Errorf("history: %s", out)
 	}
 	s.fleet.Struck(2, gate.KindXid)

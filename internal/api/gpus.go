@@ -11,7 +11,8 @@ import (
 	"gpuserver"
 )
 
-// GPUActions is what the API asks of the fleet about cards.
+// GPUActions is what the API asks of the fleet about cards. by, who asked, is to
+// stand in the card's history.
 type GPUActions interface {
 	// CordonGPU takes a card out of service; the VM that has it runs to its end.
 	// KindNotFound: no such card. KindConflict: it is out already.
@@ -80,7 +81,7 @@ func (a *API) gpuRoutes() {
 		})
 	register(a, RoleViewer, huma.Operation{
 		OperationID: "get-gpu-history", Method: http.MethodGet, Path: "/gpus/{gpu}/history", Tags: tags,
-		Summary: "Show a GPU's history", Description: "Gives what was seen of a card and what followed, newest first.",
+		Summary: "Show a GPU's history", Description: "Gives what was seen of a card, what followed, and who took it out, tested it or put it back (a token's name, or \"socket\"), newest first.",
 	},
 		func(ctx context.Context, in *gpuHistoryIn) (*answer[GPUHistory], error) {
 			d, err := a.readGPU(ctx, in.GPU, in.Limit)

@@ -193,10 +193,10 @@ func TestGPUActionsNameTheCaller(t *testing.T) {
 	s, _ := serveGPUs(t, api.Options{Tokens: []api.Token{{Name: "alice", Role: api.RoleOperator, Hash: api.HashToken("secret")}}})
 	alice := client(t, s.url, "secret")
 	d, err := alice.CordonGPU(t.Context(), "44:00.0", "to be cleaned")
-	if err != nil || d.GPU.State != gpuserver.GPUCordoned || d.GPU.Reason != "to be cleaned" || d.Events[0].Kind != "cordoned" {
+	if err != nil || d.GPU.State != gpuserver.GPUCordoned || d.GPU.Reason != "to be cleaned (by alice)" || d.Events[0].Kind != "cordoned" || d.Events[0].Text != d.GPU.Reason {
 		t.Errorf("cordoned: %+v, %v", d, err)
 	}
-	if d, err = s.admin.UncordonGPU(t.Context(), "3"); err != nil || d.GPU.State != gpuserver.GPUInService {
+	if d, err = s.admin.UncordonGPU(t.Context(), "3"); err != nil || d.GPU.State != gpuserver.GPUInService || d.Events[0].Text != "by socket" {
 		t.Errorf("uncordoned: %+v, %v", d, err)
 	}
 	job, err := alice.TestGPU(t.Context(), "4")

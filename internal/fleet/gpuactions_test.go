@@ -1,10 +1,13 @@
 package fleet
 
 import (
+	"fmt"
 	"slices"
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/google/go-cmp/cmp"
 
 	"gpuserver"
 	"gpuserver/internal/gate"
@@ -24,7 +27,7 @@ func TestCordon(t *testing.T) {
 		vm := b.starting(id)
 		b.gate(vm)
 		g := b.card("0000:44:00.0")
-		if err := b.fleet.CordonGPU(b.ctx, g.ID, "to be cleaned (by alice)"); err != nil {
+		if err := b.fleet.CordonGPU(b.ctx, g.ID, "to be cleaned", "alice"); err != nil {
 			t.Fatal(err)
 		}
 		b.wantVM(vm, gpuserver.VMBooting) // it runs to its end
@@ -39,27 +42,90 @@ func TestCordon(t *testing.T) {
 		if len(taken) != 3 || slices.Contains(taken, "0000:44:00.0") {
 			t.Errorf("with the card cordoned, VMs have %v", taken)
 		}
-		if err := b.fleet.CordonGPU(b.ctx, g.ID, "again"); gpuserver.KindOf(err) != gpuserver.KindConflict || !strings.Contains(gpuserver.PublicText(err), "to be cleaned") {
+		if err := b.fleet.CordonGPU(b.ctx, g.ID, "again", "bob"); gpuserver.KindOf(err) != gpuserver.KindConflict || !strings.Contains(gpuserver.PublicText(err), "to be cleaned") {
 			t.Errorf("a second cordon: %v", err)
 		}
-		if err := b.fleet.UncordonGPU(b.ctx, g.ID); err != nil {
+		if err := b.fleet.UncordonGPU(b.ctx, g.ID, "bob"); err != nil {
 			t.Fatal(err)
 		}
 		b.settle()
 		if j := b.read(id + 4); j.State != gpuserver.JobStarting {
 			t.Errorf("once it is back, the job that waited is %s: %+v", j.State, j.Reason)
 		}
-		if err := b.fleet.UncordonGPU(b.ctx, g.ID); gpuserver.KindOf(err) != gpuserver.KindConflict {
+		if err := b.fleet.UncordonGPU(b.ctx, g.ID, "bob"); gpuserver.KindOf(err) != gpuserver.KindConflict {
 			t.Errorf("a second uncordon: %v", err)
 		}
 		if got := b.history(g.ID); got != "seen seen gate_passed cordoned uncordoned" {
 			t.Errorf("its history: %s", got)
 		}
-		for _, err := range []error{b.fleet.CordonGPU(b.ctx, 99, ""), b.fleet.UncordonGPU(b.ctx, 99)} {
+		for _, err := range []error{b.fleet.CordonGPU(b.ctx, 99, "", "bob"), b.fleet.UncordonGPU(b.ctx, 99, "bob")} {
 			if gpuserver.KindOf(err) != gpuserver.KindNotFound {
 				t.Errorf("of a card that is not there: %v", err)
 			}
 		}
+	})
+}
+
+// Whoever looks at a card's history at night sees who did what to it.
+func TestHistoryNamesTheOperator(t *testing.T) {
+	testBench(t, func(b *bench) {
+		b.gate(b.starting(b.job("gpu1")), gate.Finding{Host: "0000:44:00.0", Kind: gate.KindXid, Text: "Xid 79"})
+		id := b.card("0000:44:00.0").ID
+		uncordon := func() error { return b.fleet.UncordonGPU(b.ctx, id, "bob") }
+		var job gpuserver.JobID
+		for _, act := range []func() error{
+			uncordon,
+			func() error { return b.fleet.CordonGPU(b.ctx, id, "its fan is loud", "alice") },
+			uncordon,
+			func() error { return b.fleet.CordonGPU(b.ctx, id, "", "alice") },
+			func() (err error) { job, err = b.fleet.TestGPU(b.ctx, id, "carol"); return err },
+		} {
+			if err := act(); err != nil {
+				t.Fatal(err)
+			}
+		}
+		var got []string
+		var es []gpuserver.GPUEvent
+		b.update(func(tx *store.Tx) (err error) { es, err = tx.GPUEvents(id, 5); return err })
+		for _, e := range es {
+			got = append(got, e.Kind+": "+e.Text)
+		}
+		want := []string{
+			fmt.Sprintf("tested: job %d tests it, asked for by carol", job),
+			"cordoned: by alice",
+			"uncordoned: by bob; it was cordoned: its fan is loud (by alice)",
+			"cordoned: its fan is loud (by alice)",
+			"uncordoned: by bob; it rested: in the VM: Xid 79",
+		}
+		if d := cmp.Diff(want, got); d != "" {
+			t.Error(d)
+		}
+		if j := b.read(job); j.Actor != "carol" || j.Name != fmt.Sprintf("test of GPU %d", id) {
+			t.Errorf("the test is %q by %q", j.Name, j.Actor)
+		}
+	})
+}
+
+// A card that has served its rest keeps its strikes until they fade.
+func TestHistoryOfForgottenStrikes(t *testing.T) {
+	gpuBench(t, func(b *bench) {
+		job := b.job("gpu1")
+		b.gate(b.starting(job), gate.Finding{Host: "0000:44:00.0", Kind: gate.KindThrottle, Text: "it is hot"})
+		if err := b.fleet.CancelJob(b.ctx, job, "bob"); err != nil { // else its next VM comes to this card
+			t.Fatal(err)
+		}
+		b.pass(time.Hour)
+		id := b.card("0000:44:00.0").ID
+		if err := b.fleet.UncordonGPU(b.ctx, id, "bob"); err != nil {
+			t.Fatal(err)
+		}
+		b.update(func(tx *store.Tx) error {
+			es, err := tx.GPUEvents(id, 1)
+			if es[0].Text != "by bob; it had strikes: in the VM: it is hot" {
+				t.Errorf("%q", es[0].Text)
+			}
+			return err
+		})
 	})
 }
 
@@ -68,7 +134,7 @@ func TestUncordonOfACardThatRests(t *testing.T) {
 	gpuBench(t, func(b *bench) {
 		b.gate(b.starting(b.job("gpu1")), gate.Finding{Host: "0000:44:00.0", Kind: gate.KindXid, Text: "Xid 79"})
 		g := b.wantCard("0000:44:00.0", gpuserver.GPUInService, 2)
-		if err := b.fleet.UncordonGPU(b.ctx, g.ID); err != nil {
+		if err := b.fleet.UncordonGPU(b.ctx, g.ID, "bob"); err != nil {
 			t.Fatal(err)
 		}
 		if g := b.wantCard("0000:44:00.0", gpuserver.GPUInService, 0); !g.RestUntil.IsZero() || g.Reason != "" {
@@ -103,7 +169,7 @@ func TestTestOfAQuarantinedCard(t *testing.T) {
 			testBench(t, func(b *bench) {
 				b.gate(b.starting(b.job("gpu1")), gate.Finding{Host: "0000:44:00.0", Kind: gate.KindDead, Text: "all ones"})
 				g := b.wantCard("0000:44:00.0", gpuserver.GPUQuarantined, 3)
-				id, err := b.fleet.TestGPU(b.ctx, g.ID)
+				id, err := b.fleet.TestGPU(b.ctx, g.ID, "carol")
 				if err != nil {
 					t.Fatal(err)
 				}
@@ -142,10 +208,10 @@ func TestTestWaitsForItsCard(t *testing.T) {
 		vm := b.starting(b.job("gpu1"))
 		b.gate(vm)
 		g := b.card("0000:44:00.0")
-		if err := b.fleet.CordonGPU(b.ctx, g.ID, "x"); err != nil {
+		if err := b.fleet.CordonGPU(b.ctx, g.ID, "x", "alice"); err != nil {
 			t.Fatal(err)
 		}
-		id, err := b.fleet.TestGPU(b.ctx, g.ID)
+		id, err := b.fleet.TestGPU(b.ctx, g.ID, "carol")
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -168,7 +234,7 @@ func TestTestWaitsForItsCard(t *testing.T) {
 		b.cloud.SetHosts([]gpuserver.Host{h})
 		b.fleet.refreshCapacity(b.ctx, b.drv)
 		other := b.card("0000:c3:00.0")
-		if id, err = b.fleet.TestGPU(b.ctx, other.ID); err != nil {
+		if id, err = b.fleet.TestGPU(b.ctx, other.ID, "carol"); err != nil {
 			t.Fatal(err)
 		}
 		b.settle()
@@ -190,7 +256,7 @@ func TestKnownCardInAPlaceThatIsOut(t *testing.T) {
 		b.fleet.refreshCapacity(b.ctx, b.drv)
 		b.cloud.SetCard(sick(func(r *pci.Reading) { r.Address = "0000:a3:00.0" }))
 		place := b.wantCard("0000:a3:00.0", gpuserver.GPUQuarantined, 3)
-		test, err := b.fleet.TestGPU(b.ctx, place.ID)
+		test, err := b.fleet.TestGPU(b.ctx, place.ID, "carol")
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -215,17 +281,17 @@ func TestCardsThatCannotBeTested(t *testing.T) {
 			"it is not known where it is":                  add(gpuserver.GPU{Cloud: "local", Host: "fake", Model: "v100"}),
 			"no flavor with one card of model a100":        add(gpuserver.GPU{Cloud: "local", Host: "fake", Address: "b", Model: "a100"}),
 		} {
-			if _, err := b.fleet.TestGPU(b.ctx, id); gpuserver.KindOf(err) != gpuserver.KindInvalid || !strings.Contains(gpuserver.PublicText(err), say) {
+			if _, err := b.fleet.TestGPU(b.ctx, id, "carol"); gpuserver.KindOf(err) != gpuserver.KindInvalid || !strings.Contains(gpuserver.PublicText(err), say) {
 				t.Errorf("%v, want %q", err, say)
 			}
 		}
-		if _, err := b.fleet.TestGPU(b.ctx, 99); gpuserver.KindOf(err) != gpuserver.KindNotFound {
+		if _, err := b.fleet.TestGPU(b.ctx, 99, "carol"); gpuserver.KindOf(err) != gpuserver.KindNotFound {
 			t.Errorf("a card that is not there: %v", err)
 		}
 	})
 	choosingBench(t, func(b *bench) {
 		b.gate(b.starting(b.job("gpu1")))
-		if _, err := b.fleet.TestGPU(b.ctx, b.only().ID); gpuserver.KindOf(err) != gpuserver.KindInvalid || !strings.Contains(gpuserver.PublicText(err), "chooses the cards itself") {
+		if _, err := b.fleet.TestGPU(b.ctx, b.only().ID, "carol"); gpuserver.KindOf(err) != gpuserver.KindInvalid || !strings.Contains(gpuserver.PublicText(err), "chooses the cards itself") {
 			t.Errorf("where the cloud chooses: %v", err)
 		}
 	})

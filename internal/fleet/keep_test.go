@@ -95,7 +95,7 @@ func TestVMWithABadCardIsKept(t *testing.T) {
 		b.fleet.compareCloud(b.ctx, b.drv)
 		b.pass(48 * time.Hour)
 		b.wantVM(first, gpuserver.VMKept)
-		if err := b.fleet.UncordonGPU(b.ctx, g.ID); err != nil {
+		if err := b.fleet.UncordonGPU(b.ctx, g.ID, "bob"); err != nil {
 			t.Fatal(err)
 		}
 		b.settle()
@@ -162,7 +162,7 @@ func TestCordonWhereTheCloudChooses(t *testing.T) {
 		b.gate(b.starting(id))
 		b.finish(id, "success")
 		g := b.only()
-		if err := b.fleet.CordonGPU(b.ctx, g.ID, "its fan is loud (by alice)"); err != nil {
+		if err := b.fleet.CordonGPU(b.ctx, g.ID, "its fan is loud", "alice"); err != nil {
 			t.Fatal(err)
 		}
 		id = b.job("gpu1")
@@ -178,7 +178,7 @@ func TestCordonWhereTheCloudChooses(t *testing.T) {
 		second := b.starting(id)
 		b.gate(second)
 		b.wantVM(second, gpuserver.VMBooting)
-		if err := b.fleet.UncordonGPU(b.ctx, g.ID); err != nil {
+		if err := b.fleet.UncordonGPU(b.ctx, g.ID, "bob"); err != nil {
 			t.Fatal(err)
 		}
 		b.settle()

@@ -232,7 +232,7 @@ func TestStruckCardIsNotGivenAgain(t *testing.T) {
 		if !strings.Contains(j.Reason.Text, want) || !strings.Contains(j.Reason.Text, fmt.Sprintf("gpuserver gpu uncordon %d", bad)) {
 			t.Errorf("the fifth job waits because it %s, want %q", j.Reason.Text, want)
 		}
-		if err := b.fleet.UncordonGPU(b.ctx, bad); err != nil {
+		if err := b.fleet.UncordonGPU(b.ctx, bad, "bob"); err != nil {
 			t.Fatal(err)
 		}
 		b.cloud.SetCard(sick(nil))

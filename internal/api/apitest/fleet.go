@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"path/filepath"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -133,7 +134,7 @@ func (f *Fleet) CordonGPU(ctx context.Context, id gpuserver.GPUID, reason, by st
 	if err := f.called("cordon %d %q by %s", id, reason, by); err != nil {
 		return err
 	}
-	return f.moveGPU(ctx, id, gpuserver.GPUCordoned, "cordoned", reason)
+	return f.moveGPU(ctx, id, gpuserver.GPUCordoned, "cordoned", strings.TrimSpace(reason+" (by "+by+")"))
 }
 
 // UncordonGPU implements api.Actions.
@@ -141,23 +142,23 @@ func (f *Fleet) UncordonGPU(ctx context.Context, id gpuserver.GPUID, by string) 
 	if err := f.called("uncordon %d by %s", id, by); err != nil {
 		return err
 	}
-	return f.moveGPU(ctx, id, gpuserver.GPUInService, "uncordoned", "")
+	return f.moveGPU(ctx, id, gpuserver.GPUInService, "uncordoned", "by "+by)
 }
 
-func (f *Fleet) moveGPU(ctx context.Context, id gpuserver.GPUID, to gpuserver.GPUState, kind, reason string) error {
+func (f *Fleet) moveGPU(ctx context.Context, id gpuserver.GPUID, to gpuserver.GPUState, kind, text string) error {
 	return f.DB.Update(ctx, func(tx *store.Tx) error {
 		g, err := tx.GPU(id)
 		if err != nil {
 			return err
 		}
-		g.State, g.Reason, g.StateAt = to, reason, tx.Now
+		g.State, g.Reason, g.StateAt = to, text, tx.Now
 		if to == gpuserver.GPUInService {
-			g.Strikes, g.RestUntil = 0, time.Time{}
+			g.Reason, g.Strikes, g.RestUntil = "", 0, time.Time{}
 		}
 		if err := tx.SaveGPU(&g); err != nil {
 			return err
 		}
-		return tx.AddGPUEvent(gpuserver.GPUEvent{GPU: id, Kind: kind, Text: reason})
+		return tx.AddGPUEvent(gpuserver.GPUEvent{GPU: id, Kind: kind, Text: text})
 	})
 }
 
