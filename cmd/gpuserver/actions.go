@@ -10,6 +10,7 @@ import (
 	"gpuserver/internal/api"
 	"gpuserver/internal/config"
 	"gpuserver/internal/fleet"
+	"gpuserver/internal/health"
 )
 
 // actions gives the API what it may do, from the fleet and the configuration.
@@ -57,6 +58,9 @@ func (a actions) Output(ctx context.Context, id gpuserver.JobID, stream string, 
 
 // Hosts implements api.Actions.
 func (a actions) Hosts(context.Context) []gpuserver.Host { return a.Fleet.Hosts() }
+
+// HealthPolicy implements api.Actions.
+func (a actions) HealthPolicy(context.Context) health.Policy { return a.Health }
 
 // Flavors implements api.Actions.
 func (a actions) Flavors(context.Context) []api.FlavorInfo {

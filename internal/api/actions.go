@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"gpuserver"
+	"gpuserver/internal/health"
 )
 
 // Actions is what the API asks of the fleet: all that is not a plain read of
@@ -43,7 +44,7 @@ type Actions interface {
 	Surroundings
 }
 
-// Surroundings are what is known of hosts, clouds and forges without asking
+// Surroundings are what is known of hosts, clouds, forges and rules without asking
 // them: none of these methods does I/O.
 type Surroundings interface {
 	// Hosts gives the hosts of all clouds as last read.
@@ -56,6 +57,8 @@ type Surroundings interface {
 	Images(ctx context.Context) []gpuserver.Image
 	// Forges says of each configured forge how its budget stands.
 	Forges(ctx context.Context) []ForgeStatus
+	// HealthPolicy says how a card's strikes fade: the same that strikes it.
+	HealthPolicy(ctx context.Context) health.Policy
 }
 
 // RunRequest is a command to be run in a fresh VM.

@@ -11,7 +11,6 @@ import (
 	"time"
 
 	"gpuserver"
-	"gpuserver/internal/health"
 	"gpuserver/internal/store"
 )
 
@@ -83,7 +82,7 @@ type GPUCount struct {
 // host and address.
 func ReadGPUs(ctx context.Context, db *store.DB, around Surroundings) (gs []GPUInfo, err error) {
 	err = db.View(ctx, func(tx *store.Tx) error {
-		gs, err = readGPUs(tx, around.Hosts(ctx), around.Clouds(ctx))
+		gs, err = readGPUs(ctx, tx, around)
 		return err
 	})
 	return gs, err
@@ -94,7 +93,7 @@ func ReadGPUs(ctx context.Context, db *store.DB, around Surroundings) (gs []GPUI
 // KindConflict: ref names more than one.
 func ReadGPU(ctx context.Context, db *store.DB, around Surroundings, ref string, limit int) (d GPUDetail, err error) {
 	return d, db.View(ctx, func(tx *store.Tx) error {
-		gs, err := readGPUs(tx, around.Hosts(ctx), around.Clouds(ctx))
+		gs, err := readGPUs(ctx, tx, around)
 		if err != nil {
 			return err
 		}
@@ -111,7 +110,7 @@ func ReadGPU(ctx context.Context, db *store.DB, around Surroundings, ref string,
 	})
 }
 
-func readGPUs(tx *store.Tx, hosts []gpuserver.Host, clouds []CloudStatus) ([]GPUInfo, error) {
+func readGPUs(ctx context.Context, tx *store.Tx, around Surroundings) ([]GPUInfo, error) {
 	all, err := tx.GPUs()
 	if err != nil || len(all) == 0 {
 		return []GPUInfo{}, err
@@ -120,9 +119,10 @@ func readGPUs(tx *store.Tx, hosts []gpuserver.Host, clouds []CloudStatus) ([]GPU
 	if err != nil {
 		return nil, err
 	}
+	hosts, clouds, policy := around.Hosts(ctx), around.Clouds(ctx), around.HealthPolicy(ctx)
 	gs := []GPUInfo{}
 	for _, g := range all {
-		info := GPUInfo{GPU: g, Group: groupOf(hosts, g), StrikesNow: health.Policy{}.Left(g, tx.Now)}
+		info := GPUInfo{GPU: g, Group: groupOf(hosts, g), StrikesNow: policy.Left(g, tx.Now)}
 		info.Absent = g.Address == "" && slices.ContainsFunc(clouds, func(c CloudStatus) bool { return c.Name == g.Cloud && c.Cards })
 		info.HeldBy = holders.of(g, info.Group)
 		info.Help = help(info, tx.Now)

@@ -180,6 +180,13 @@ func TestGPUIsShownWithItsHistory(t *testing.T) {
 	if d, _ := s.admin.GPU(t.Context(), "4"); err != nil || d.GPU.Strikes != 6 || d.GPU.StrikesNow != 5 {
 		t.Errorf("a day later %v points of %v are left (%v), want 5", d.GPU.StrikesNow, d.GPU.Strikes, err)
 	}
+	s.fleet.Policy.Fade = 5 * time.Hour
+	if d, err := s.admin.GPU(t.Context(), "4"); err != nil || d.GPU.StrikesNow != 1 {
+		t.Errorf("where a point fades in 5 hours, %v points are left (%v), want 1", d.GPU.StrikesNow, err)
+	}
+	if st, err := s.admin.Status(t.Context()); err != nil || st.GPUs.Out[0].ID != c.Bad.ID || st.GPUs.Out[0].StrikesNow != 1 {
+		t.Errorf("so says the status: %+v, %v", st.GPUs.Out, err)
+	}
 	held, err := s.admin.GPU(t.Context(), "1")
 	if err != nil || held.GPU.HeldBy == nil || !held.GPU.HeldBy.Until.Equal(c.Holder.JobDeadline) || held.GPU.Help != "" {
 		t.Errorf("got %+v, %v", held.GPU, err)

@@ -183,12 +183,13 @@ func ReadStatus(ctx context.Context, db *store.DB, around Surroundings, version 
 		s.Forges = []ForgeStatus{}
 	}
 	s.Warnings = cardWarnings(s.Clouds, around.Hosts(ctx), around.Flavors(ctx))
-	err := db.View(ctx, func(tx *store.Tx) error { return s.read(tx, around.Hosts(ctx)) })
+	err := db.View(ctx, func(tx *store.Tx) error { return s.read(ctx, tx, around) })
 	return s, err
 }
 
-func (s *Status) read(tx *store.Tx, hosts []gpuserver.Host) (err error) {
+func (s *Status) read(ctx context.Context, tx *store.Tx, around Surroundings) (err error) {
 	s.Now = tx.Now
+	hosts := around.Hosts(ctx)
 	if s.Jobs, err = tx.JobCounts(); err != nil {
 		return err
 	}
@@ -209,7 +210,7 @@ func (s *Status) read(tx *store.Tx, hosts []gpuserver.Host) (err error) {
 		return err
 	}
 	s.Hosts = hostStatuses(hosts, usages)
-	gpus, err := readGPUs(tx, hosts, s.Clouds)
+	gpus, err := readGPUs(ctx, tx, around)
 	if err != nil {
 		return err
 	}

@@ -15,6 +15,7 @@ import (
 
 	"gpuserver"
 	"gpuserver/internal/api"
+	"gpuserver/internal/health"
 	"gpuserver/internal/store"
 )
 
@@ -42,6 +43,7 @@ type Fleet struct {
 	HostList  []gpuserver.Host
 	CloudList []api.CloudStatus
 	ForgeList []api.ForgeStatus
+	Policy    health.Policy
 	// MoreFlavors are there beside "small".
 	MoreFlavors []api.FlavorInfo
 
@@ -323,6 +325,9 @@ func (f *Fleet) Clouds(context.Context) []api.CloudStatus { return f.CloudList }
 
 // Forges implements api.Actions.
 func (f *Fleet) Forges(context.Context) []api.ForgeStatus { return f.ForgeList }
+
+// HealthPolicy implements api.Surroundings.
+func (f *Fleet) HealthPolicy(context.Context) health.Policy { return f.Policy }
 
 // Flavors implements api.Surroundings.
 func (f *Fleet) Flavors(context.Context) []api.FlavorInfo {
