@@ -16,6 +16,7 @@ import (
 	"testing"
 	"time"
 
+	"gpuserver/internal/cloud"
 	"gpuserver/internal/cloud/fake"
 	"gpuserver/internal/forge/forgetest"
 	"gpuserver/internal/guest/guesttest"
@@ -71,8 +72,8 @@ func serveForge(ctx context.Context) error {
 	})
 }
 
-// serveCloud runs a fake cloud whose guests do as the settings in the
-// environment say.
+// serveCloud runs a fake cloud that does, as its guests do, what the settings in
+// the environment say.
 func serveCloud(ctx context.Context) error {
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -80,6 +81,7 @@ func serveCloud(ctx context.Context) error {
 	}
 	fmt.Println("ready", ln.Addr())
 	p := &guesttest.Player{}
+	cfg := fake.Config{Name: "local", Guest: p.Play}
 	for _, kv := range strings.Split(os.Getenv("GPUSERVER_E2E_GUEST"), ",") {
 		switch k, v, _ := strings.Cut(kv, "="); k {
 		case "silent":
@@ -91,7 +93,11 @@ func serveCloud(ctx context.Context) error {
 			if p.JobTime, err = time.ParseDuration(v); err != nil {
 				return err
 			}
+		case "dead": // a card, by its address
+			p.Dead = append(p.Dead, v)
+		case "chooses": // which cards a VM gets
+			cfg.Capabilities = &cloud.Capabilities{Keep: true, Console: true, Events: true, Accelerated: true}
 		}
 	}
-	return fake.Serve(ctx, ln, fake.Config{Name: "local", Guest: p.Play})
+	return fake.Serve(ctx, ln, cfg)
 }

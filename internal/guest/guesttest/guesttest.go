@@ -12,6 +12,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"slices"
 	"time"
 
 	"gpuserver/internal/cloud"
@@ -31,6 +32,9 @@ type Player struct {
 	JobTime time.Duration
 	// SkipHook does not ask the job-started hook.
 	SkipHook bool
+	// Dead are the addresses of cards that a guest finds dead, whatever VM has
+	// them: its gate says so, and nothing is started.
+	Dead []string
 }
 
 // client is shared: thousands of guests in one process must not each keep
@@ -48,7 +52,7 @@ func (p *Player) Play(ctx context.Context, spec cloud.Spec, console io.Writer) {
 		_, _ = fmt.Fprintln(console, "user data:", err)
 		return
 	}
-	g := &played{p: p, payload: payload, console: console, start: time.Now()}
+	g := &played{p: p, payload: payload, devices: spec.Devices, console: console, start: time.Now()}
 	g.beat(ctx, "agent", nil)
 	status := g.run(ctx)
 	if ctx.Err() == nil {
@@ -60,14 +64,21 @@ func (p *Player) Play(ctx context.Context, spec cloud.Spec, console io.Writer) {
 type played struct {
 	p       *Player
 	payload guest.Payload
+	devices []string // where its cards are
 	console io.Writer
 	start   time.Time
 	untold  []guest.Heartbeat // phases that did not reach the server yet, in order
 }
 
+// gated is the status of a guest whose cards failed their check.
+const gated = 126
+
 func (g *played) run(ctx context.Context) int {
 	if g.payload.Gate != nil {
 		g.beat(ctx, guest.PhaseGate, nil)
+		if !g.gate(guest.PhaseGate).Passed {
+			return gated
+		}
 	}
 	g.beat(ctx, "runner", nil)
 	if g.p.NoRunner != nil {
@@ -185,7 +196,9 @@ func (g *played) beat(ctx context.Context, phase string, exit *int) {
 	}
 }
 
-// gate finds all cards that the VM was given, and finds them well.
+// gate finds all cards that the VM was given, each with a UUID of its own where
+// the cloud says which they are, and finds them well but for those that are Dead.
+// It is nil in a phase that has no look at the cards.
 func (g *played) gate(phase string) *gate.Report {
 	if g.payload.Gate == nil || phase != guest.PhaseGate && phase != guest.PhaseExited {
 		return nil
@@ -194,8 +207,16 @@ func (g *played) gate(phase string) *gate.Report {
 	if phase == guest.PhaseExited {
 		r.When = gate.After
 	}
-	for _, c := range g.payload.Gate.Cards {
-		r.Cards = append(r.Cards, gate.Card{VendorID: c.VendorID, DeviceID: c.DeviceID, Host: c.Host})
+	for i, c := range g.payload.Gate.Cards {
+		card := gate.Card{VendorID: c.VendorID, DeviceID: c.DeviceID, Host: c.Host}
+		if i < len(g.devices) {
+			card.UUID = "GPU-" + g.devices[i]
+			if slices.Contains(g.p.Dead, g.devices[i]) {
+				r.Passed = false
+				r.Findings = append(r.Findings, gate.Finding{Host: c.Host, Kind: gate.KindDead, Text: "it does not answer"})
+			}
+		}
+		r.Cards = append(r.Cards, card)
 	}
 	return r
 }
