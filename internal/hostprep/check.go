@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"io/fs"
+	"slices"
 	"time"
 
 	"gpuserver/internal/pci"
@@ -129,7 +130,7 @@ func Check(ctx context.Context, m Machine, needs Needs) (*Report, error) {
 	if err != nil {
 		return nil, err
 	}
-	k := &checker{Machine: m, needs: needs, host: host, log: m.Live.log(ctx)}
+	k := &checker{Machine: m, needs: needs, host: cardsOnly(host), log: m.Live.log(ctx)}
 	r := &Report{}
 	for _, c := range checks {
 		f := c.run(k, ctx)
@@ -137,6 +138,20 @@ func Check(ctx context.Context, m Machine, needs Needs) (*Report, error) {
 		r.Findings = append(r.Findings, f)
 	}
 	return r, nil
+}
+
+// cardsOnly takes a processor's own graphics away, which no VM gets: whatever is
+// wrong with it stands against no card.
+func cardsOnly(h *Host) *Host {
+	cards := map[string]bool{}
+	h.GPUs = slices.DeleteFunc(h.GPUs, func(g pci.GPU) bool { return g.Integrated() })
+	for _, g := range h.GPUs {
+		cards[g.Address] = true
+	}
+	h.Slots = slices.DeleteFunc(h.Slots, func(s pci.Slot) bool {
+		return !slices.ContainsFunc(s.GPUs, func(address string) bool { return cards[address] })
+	})
+	return h
 }
 
 // log gives the kernel's log, nil if nobody may read it: other signs are then

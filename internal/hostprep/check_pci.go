@@ -14,7 +14,7 @@ import (
 func (k *checker) cards(context.Context) Finding {
 	n := len(k.host.GPUs)
 	if n == 0 {
-		return warn("", "there is no GPU: no display controller of NVIDIA, AMD or Intel on the PCI bus")
+		return warn("", "there is no GPU: no display controller of NVIDIA, AMD or Intel on the PCI bus that is a card")
 	}
 	var dead []string
 	for _, g := range k.host.GPUs {

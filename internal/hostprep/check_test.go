@@ -175,6 +175,8 @@ func TestCheck(t *testing.T) {
 		return m
 	}
 	without := change(prepared, "", func(d *pcitest.Device) { d.ID, d.Class = "8086:1563", "020000" })
+	console := pcitest.Desktop()
+	console.Devices[2].BootVGA, console.Devices[3].BootVGA = false, true
 	for _, tt := range []struct {
 		name  string
 		m     pcitest.Machine
@@ -247,7 +249,10 @@ func TestCheck(t *testing.T) {
 		{"nouveau", pcitest.Seed("nouveau"), nil, "drivers", LevelFail, "gpuserver host prepare"},
 		{"nvidia on one", change(prepared, "0000:44:00.0", func(d *pcitest.Device) { d.Driver = "nvidia" }), nil, "drivers", LevelWarn, "0000:44:00.0 by nvidia"},
 		{"loaded, holding none", prepared, func(w *well) { w.write("bus/pci/drivers/nouveau/bind", "") }, "drivers", LevelPass, "nouveau loaded"},
-		{"console alone", pcitest.Machine{Devices: pcitest.Desktop().Devices[:3]}, nil, "drivers", LevelFail, "console"},
+		{"console alone", console, nil, "drivers", LevelFail, "the only cards show the host's console: 0000:01:00.0 by nouveau"},
+		{"graphics of the processor alone", pcitest.Machine{Devices: pcitest.Desktop().Devices[:3]}, nil, "cards", LevelWarn, "there is no GPU"},
+		{"graphics of the processor beside a card", pcitest.Desktop(), nil, "cards", LevelPass, "1, in 1 slots"},
+		{"groups beside the graphics of the processor", pcitest.Desktop(), nil, "groups", LevelWarn, "1 of 1 groups with cards can be used, once prepared: 1"},
 		{"companions", pcitest.Desktop(), nil, "companions", LevelFail, "0000:01:00.2 by xhci_hcd"},
 		{"companions of none", without, nil, "companions", LevelSkip, ""},
 		{"a foreign NVMe in a group", pcitest.Machine{Units: prepared.Units, Devices: append(slices.Clone(prepared.Devices), pcitest.Device{Address: "0000:c5:00.0", Under: "0000:c2:10.0", ID: "144d:a808", Class: "010802", Group: 87, Driver: "nvme"})}, nil, "groups", LevelWarn, "1 of 4 groups with cards cannot be used: group 87: 0000:c5:00.0"},

@@ -36,7 +36,7 @@ func (p *Preparer) pick(h *Host) (cards []pci.GPU, remarks []string, err error) 
 		switch {
 		case len(p.Cards) > 0 && !named:
 			continue
-		case g.Dead || g.VirtualOf != "" || h.IOMMU.Enabled && !g.Usable:
+		case g.Dead || g.VirtualOf != "" || g.Integrated() || h.IOMMU.Enabled && !g.Usable:
 			if named {
 				return nil, nil, gpuserver.Errorf(gpuserver.KindInvalid, "the GPU at %s cannot be given to a VM: %s", g.Address, g.Why)
 			}

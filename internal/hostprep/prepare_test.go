@@ -181,6 +181,15 @@ func TestPlanOtherLoader(t *testing.T) {
 
 // Which cards are given away.
 func TestPlanCards(t *testing.T) {
+	console := pcitest.Seed("nouveau")
+	for i := range console.Devices {
+		console.Devices[i].BootVGA = console.Devices[i].Address == "0000:44:00.0"
+	}
+	off := pcitest.Desktop() // with its IOMMU off, and the console on the card
+	off.Units = nil
+	for i := range off.Devices {
+		off.Devices[i].BootVGA, off.Devices[i].Group = false, -1
+	}
 	for _, tt := range []struct {
 		m     pcitest.Machine
 		named []string
@@ -188,8 +197,11 @@ func TestPlanCards(t *testing.T) {
 		say   string
 	}{
 		{pcitest.Seed("nouveau"), nil, []string{"0000:27:00.0", "0000:28:00.0", "0000:44:00.0", "0000:a3:00.0", "0000:c3:00.0", "0000:c4:00.0"}, ""},
-		{pcitest.Desktop(), nil, []string{"0000:01:00.0"}, "shows the host's console"},
-		{pcitest.Desktop(), []string{"0000:00:02.0"}, []string{"0000:00:02.0"}, ""},
+		{console, nil, []string{"0000:27:00.0", "0000:28:00.0", "0000:a3:00.0", "0000:c3:00.0", "0000:c4:00.0"}, "0000:44:00.0 is left out: it shows the host's console"},
+		{console, []string{"0000:44:00.0"}, []string{"0000:44:00.0"}, ""},
+		{pcitest.Desktop(), nil, []string{"0000:01:00.0"}, "0000:00:02.0 is left out: it is the processor's own graphics"},
+		{pcitest.Desktop(), []string{"0000:00:02.0"}, nil, "the processor's own graphics"},
+		{off, nil, []string{"0000:01:00.0"}, "the processor's own graphics"},
 		{pcitest.Desktop(), []string{"0000:00:1f.3"}, nil, "there is no GPU at"},
 		{pcitest.NoIOMMUMode(), nil, []string{"0000:27:00.0", "0000:28:00.0", "0000:44:00.0", "0000:a3:00.0", "0000:c3:00.0", "0000:c4:00.0"}, ""},
 		{pcitest.Machine{}, nil, nil, "no GPU that could be prepared"},

@@ -176,6 +176,19 @@ func (d *Device) IsGPU() bool {
 	return false
 }
 
+// integrated is where the graphics of an Intel processor are, on every machine.
+const integrated = "0000:00:02.0"
+
+// Integrated reports whether d is the graphics of an Intel processor. A VM cannot
+// have it as it has a card: it works with memory of the host that is in none of
+// its BARs, and its driver looks for parts of the chipset that a VM has not. The
+// graphics within an AMD processor look like a card, and are taken for one.
+//
+// Source: QEMU docs/igd-assign.txt; Linux drivers/vfio/pci/vfio_pci_igd.c.
+func (d *Device) Integrated() bool {
+	return d.VendorID == vendorIntel && d.base() == "03" && d.Address == integrated
+}
+
 // base is the base class: two hexadecimal digits, "" if unknown.
 func (d *Device) base() string {
 	if len(d.Class) < 2 {

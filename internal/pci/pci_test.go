@@ -118,7 +118,7 @@ func TestDesktop(t *testing.T) {
 	inv := read(t, pcitest.Desktop(), nil)
 	want := []summary{
 		{1, "0000:01:00.0", "0000:00:01.0 0000:01:00.1 0000:01:00.2 0000:01:00.3", true, false},
-		{2, "0000:00:02.0", "", true, false},
+		{2, "0000:00:02.0", "", false, false},
 	}
 	if d := cmp.Diff(want, summaries(inv)); d != "" {
 		t.Errorf("slots (-want +got):\n%s", d)
@@ -134,6 +134,31 @@ func TestDesktop(t *testing.T) {
 	}
 	if inv.IOMMU.Kind != KindIntel {
 		t.Errorf("kind %q, want intel", inv.IOMMU.Kind)
+	}
+}
+
+// The graphics of an Intel processor are shown, with the reason why no VM gets
+// them; a card of Intel is a card like another.
+func TestIntegratedGraphics(t *testing.T) {
+	vfio := pcitest.Desktop()
+	vfio.Devices[2].Driver, vfio.Devices[2].BootVGA = "vfio-pci", false
+	off := pcitest.Desktop()
+	off.Units = nil
+	for i := range off.Devices {
+		off.Devices[i].Group = -1
+	}
+	for name, m := range map[string]pcitest.Machine{"with the console": pcitest.Desktop(), "with nothing": vfio, "without an IOMMU": off} {
+		if g := gpu(t, read(t, m, nil), "0000:00:02.0"); g.Usable || g.Ready || !strings.Contains(g.Why, "the processor's own graphics") {
+			t.Errorf("%s: usable %v, ready %v: %s", name, g.Usable, g.Ready, g.Why)
+		}
+	}
+	if g := gpu(t, read(t, vfio, nil), "0000:01:00.0"); !g.Usable {
+		t.Errorf("the card beside it: %s", g.Why)
+	}
+	arc := vfio
+	arc.Devices = append(slices.Clone(vfio.Devices[:2]), pcitest.Device{Address: "0000:03:00.0", Under: "0000:00:01.0", ID: "8086:56a0", Class: "030000", Group: 20, Driver: "vfio-pci", Link: "16.0 x16 16.0 x16"})
+	if g := gpu(t, read(t, arc, nil), "0000:03:00.0"); !g.Usable || !g.Ready {
+		t.Errorf("a card of Intel: usable %v, ready %v: %s", g.Usable, g.Ready, g.Why)
 	}
 }
 

@@ -47,6 +47,8 @@ func judge(inv *Inventory, devices map[string]Device, vfio bool) {
 		}
 		var v verdict
 		switch {
+		case d.Integrated():
+			v = verdict{never: integratedWhy}
 		case d.IOMMUGroup == nil:
 			v = ungrouped(inv.IOMMU)
 		default:
@@ -66,6 +68,9 @@ func ungrouped(m IOMMU) verdict {
 	}
 	return verdict{never: "the kernel shows no IOMMU groups: switch the IOMMU on in the firmware (AMD-Vi, VT-d), run gpuserver host prepare, and start the host anew"}
 }
+
+// integratedWhy is what stands against a processor's own graphics.
+const integratedWhy = "it is the processor's own graphics and no card: it works with memory of the host that a VM cannot be given"
 
 // companions are the other functions of a card's slot.
 func companions(gpu Device, devices map[string]Device) (names []string) {
@@ -134,6 +139,8 @@ func judgeGroup(g Group, vfio bool) verdict {
 func against(d *Device, ours bool) string {
 	switch {
 	case !ours && d.exempt():
+	case d.Integrated():
+		return d.Address + ": " + integratedWhy
 	case d.Dead && ours:
 		return fmt.Sprintf("%s answers all ones: it has fallen off the bus; a cold start of the host may bring it back", d.Address)
 	case d.IsGPU() && d.VirtualOf != "":
