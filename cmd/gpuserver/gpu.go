@@ -54,7 +54,8 @@ func newGPUListCommand() *cobra.Command {
 States: in service, resting (in service, and no VM gets it for a while), cordoned
 (taken out by somebody), quarantined (taken out by its strikes), absent (another
 card is in its place). HELD BY is the VM that has the card, in brackets if that VM
-has another card of the same IOMMU group.
+has another card of the same IOMMU group. Below the list stands what to do about
+each card that no VM gets.
 ` + serverHelp,
 		Example: `  gpuserver gpu list
   gpuserver gpu list --state cordoned,quarantined

@@ -22,12 +22,21 @@ func printGPUs(w io.Writer, gs []api.GPUInfo) error {
 		if g.Group != nil {
 			group = strconv.Itoa(*g.Group)
 		}
-		rows[i] = []string{fmt.Sprint(g.ID), g.Cloud + "/" + g.Host, g.Address, group, g.Model, gpuState(g), points(g.StrikesNow), heldBy(g.HeldBy), g.Reason}
+		since := ""
+		if gpuState(g) != "in service" {
+			since = gpuSince(g)
+		}
+		rows[i] = []string{fmt.Sprint(g.ID), g.Cloud + "/" + g.Host, g.Address, group, g.Model, gpuState(g), since, points(g.StrikesNow), heldBy(g.HeldBy), g.Reason}
 	}
-	return printTable(w, []string{"GPU", "HOST", "ADDRESS", "GROUP", "MODEL", "STATE", "STRIKES", "HELD BY", "WHY"}, rows)
+	if err := printTable(w, []string{"GPU", "HOST", "ADDRESS", "GROUP", "MODEL", "STATE", "SINCE", "STRIKES", "HELD BY", "WHY"}, rows); err != nil {
+		return err
+	}
+	return printGPUHelp(w, gs)
 }
 
 func gpuState(g api.GPUInfo) string { return g.Standing(time.Now()) }
+
+func gpuSince(g api.GPUInfo) string { return ago(g.Since(time.Now())) }
 
 func points(p float64) string {
 	if p < 0.05 {
@@ -93,7 +102,7 @@ func printGPU(w io.Writer, d api.GPUDetail) error {
 	if time.Now().Before(g.RestUntil) {
 		rest = "until " + g.RestUntil.Local().Format(time.DateTime)
 	}
-	err := fields(w, "gpu", fmt.Sprint(g.ID), "state", gpuState(g)+" (since "+ago(g.StateAt)+")", "reason", g.Reason, "next", g.Help,
+	err := fields(w, "gpu", fmt.Sprint(g.ID), "state", gpuState(g), "since", g.Since(time.Now()).Local().Format(time.DateTime)+" ("+gpuSince(g)+")", "reason", g.Reason, "next", g.Help,
 		"model", g.Model, "host", g.Cloud+"/"+g.Host, "address", g.Address, "group", group, "pci id", strings.Trim(g.VendorID+":"+g.DeviceID, ":"),
 		"uuid", g.UUID, "serial", g.Serial, "link", width, "strikes", points(g.StrikesNow), "rests", rest, "held by", held,
 		"first seen", ago(g.FirstSeen), "last seen", ago(g.LastSeen))
@@ -174,18 +183,17 @@ func slotTotals(counts []api.SlotCount) string {
 // outRows are the cards that no VM gets.
 func outRows(out []api.GPUInfo) (rows [][]string) {
 	for _, g := range out {
-		since := g.StateAt
-		if gpuState(g) == "resting" {
-			since = g.StruckAt
-		}
-		rows = append(rows, []string{fmt.Sprint(g.ID), g.Cloud + "/" + g.Host, g.Address, gpuState(g), ago(since), g.Reason})
+		rows = append(rows, []string{fmt.Sprint(g.ID), g.Cloud + "/" + g.Host, g.Address, gpuState(g), gpuSince(g), g.Reason})
 	}
 	return rows
 }
 
 // printGPUHelp says what to do about each card that no VM gets.
-func printGPUHelp(w io.Writer, out []api.GPUInfo) error {
-	for _, g := range out {
+func printGPUHelp(w io.Writer, gs []api.GPUInfo) error {
+	for _, g := range gs {
+		if g.Help == "" {
+			continue
+		}
 		if _, err := fmt.Fprintf(w, "GPU %d: %s\n", g.ID, printable(g.Help)); err != nil {
 			return err
 		}

@@ -30,6 +30,15 @@ func (g GPUInfo) Usable(now time.Time) bool {
 	return g.State == gpuserver.GPUInService && !now.Before(g.RestUntil) && !g.Absent
 }
 
+// Since is when the card came to stand as it does: for one that rests, when it was
+// struck.
+func (g GPUInfo) Since(now time.Time) time.Time {
+	if g.Standing(now) == "resting" {
+		return g.StruckAt
+	}
+	return g.StateAt
+}
+
 // Standing is the word for how the card stands: in service, resting, cordoned,
 // quarantined or absent.
 func (g GPUInfo) Standing(now time.Time) string {
@@ -128,6 +137,7 @@ func readGPUs(ctx context.Context, tx *store.Tx, around Surroundings) ([]GPUInfo
 		info.Help = help(info, tx.Now)
 		gs = append(gs, info)
 	}
+	helpNeighbours(gs, tx.Now)
 	slices.SortFunc(gs, func(a, b GPUInfo) int {
 		return cmp.Or(cmp.Compare(a.Cloud, b.Cloud), cmp.Compare(a.Host, b.Host), cmp.Compare(a.Address, b.Address), cmp.Compare(a.ID, b.ID))
 	})
@@ -215,7 +225,7 @@ func help(g GPUInfo, now time.Time) string {
 	case g.Absent:
 		return "Nothing, unless it comes back: another card is in its place."
 	case g.State == gpuserver.GPUQuarantined && g.Address != "":
-		return fmt.Sprintf("%s. Once it is mended, gpuserver gpu test %d tries it, and %s.", history, g.ID, back)
+		return fmt.Sprintf("%s, and journalctl -k on %s what the host saw. Once it is mended, gpuserver gpu test %d tries it, and %s.", history, g.Host, g.ID, back)
 	case g.State == gpuserver.GPUQuarantined:
 		return history + ". Once it is mended, " + back + "."
 	case g.State == gpuserver.GPUCordoned:
@@ -224,6 +234,21 @@ func help(g GPUInfo, now time.Time) string {
 		return "It is used again by itself; " + history + "."
 	}
 	return ""
+}
+
+// helpNeighbours says of cards that are well, and that no VM gets because another
+// card of their group is out, which that is.
+func helpNeighbours(gs []GPUInfo, now time.Time) {
+	for i, g := range gs {
+		if g.Group == nil || !g.Usable(now) {
+			continue
+		}
+		for _, o := range gs {
+			if o.Group != nil && *o.Group == *g.Group && o.Cloud == g.Cloud && o.Host == g.Host && !o.Usable(now) {
+				gs[i].Help = fmt.Sprintf("No VM gets it while GPU %d of its group is %s: gpuserver gpu show %d.", o.ID, o.Standing(now), o.ID)
+			}
+		}
+	}
 }
 
 // summary counts cards and names those that no VM gets; one that is absent is

@@ -187,6 +187,15 @@ func TestGPUIsShownWithItsHistory(t *testing.T) {
 	if st, err := s.admin.Status(t.Context()); err != nil || st.GPUs.Out[0].ID != c.Bad.ID || st.GPUs.Out[0].StrikesNow != 1 {
 		t.Errorf("so says the status: %+v, %v", st.GPUs.Out, err)
 	}
+	if _, err := s.admin.CordonGPU(t.Context(), "2", ""); err != nil {
+		t.Fatal(err)
+	}
+	if g, err := s.admin.GPU(t.Context(), "1"); err != nil || g.GPU.Help != "No VM gets it while GPU 2 of its group is cordoned: gpuserver gpu show 2." {
+		t.Errorf("beside a card that is out: %q, %v", g.GPU.Help, err)
+	}
+	if _, err := s.admin.UncordonGPU(t.Context(), "2"); err != nil {
+		t.Fatal(err)
+	}
 	held, err := s.admin.GPU(t.Context(), "1")
 	if err != nil || held.GPU.HeldBy == nil || !held.GPU.HeldBy.Until.Equal(c.Holder.JobDeadline) || held.GPU.Help != "" {
 		t.Errorf("got %+v, %v", held.GPU, err)
