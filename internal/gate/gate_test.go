@@ -131,10 +131,14 @@ func TestBusOnly(t *testing.T) {
 	on(t, root, "0000:01:00.0", v100, "030200")
 	on(t, root, "0000:02:00.0", v100, "120000")
 	write(t, root, "sys/bus/pci/devices/0000:02:00.0/config", strings.Repeat("\xff", 64))
+	write(t, root, "sys/bus/pci/devices/0000:01:00.0/config", "\xde\x10\xb4\x1d\xff\xff\xff\xff\xa1\x00\x02\x03"+strings.Repeat("\xff", 52)) // alive
 	write(t, root, "sys/bus/pci/devices/0000:01:00.0/current_link_width", "8\n")
 	write(t, root, "sys/bus/pci/devices/0000:02:00.0/current_link_width", "63\n")
 	r := Check(t.Context(), Options{Root: root}, expect(v100, v100), After)
 	same(t, r, "dead "+host(1))
+	// What a VM sees of a dead card: its host makes the numbers and addresses up.
+	write(t, root, "sys/bus/pci/devices/0000:02:00.0/config", "\xde\x10\xb4\x1d\x06\x00\x10\x00\xff\xff\xff\xff\x00\x00\x00\x00"+strings.Repeat("\x00", 48))
+	same(t, Check(t.Context(), Options{Root: root}, expect(v100, v100), After), "dead "+host(1))
 	if r.Cards[0].LinkWidth != 8 || r.Cards[1].LinkWidth != 0 {
 		t.Errorf("cards %+v", r.Cards)
 	}
