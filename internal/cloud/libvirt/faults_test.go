@@ -85,6 +85,9 @@ func TestLibvirtDies(t *testing.T) {
 	})
 	eventually(t, func() error {
 		got, err := d.Get(bounded(t), vm.Name)
+		if gpuserver.KindOf(err) == gpuserver.KindNotFound {
+			t.Fatalf("its folder is there, and while it stops: %v", err)
+		}
 		if err == nil && got.State != cloud.StateStopped {
 			err = fmt.Errorf("the VM is %s", got.State)
 		}

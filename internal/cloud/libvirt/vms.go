@@ -249,7 +249,10 @@ func (d *Driver) Get(ctx context.Context, name string) (cloud.VM, error) {
 		return cloud.VM{}, unavailable("get "+name, recErr)
 	}
 	if err == nil {
-		return d.describeDomain(ctx, found, rec, folder)
+		vm, err := d.describeDomain(ctx, found, rec, folder)
+		if gpuserver.KindOf(err) != gpuserver.KindNotFound {
+			return vm, err
+		} // it stopped since: the rest of it is there
 	}
 	if !folder {
 		return cloud.VM{}, gpuserver.Errorf(gpuserver.KindNotFound, "there is no VM %q on cloud %s", name, d.cfg.Name)

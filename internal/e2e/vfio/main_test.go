@@ -137,7 +137,8 @@ func console(t *testing.T, d *libvirt.Driver, vm, words string) (text string) {
 			return ""
 		}
 		if gone != nil || state.State != cloud.StateRunning {
-			t.Fatalf("%s ended (%s, %v) and did not say %q:\n%s", vm, state.State, gone, words, text)
+			log, _ := os.ReadFile("/var/log/libvirt/qemu/" + vm + ".log")
+			t.Fatalf("%s ended (%s, %v) and did not say %q:\n%s\nQEMU's log:\n%s", vm, state.State, gone, words, text, log)
 		}
 		return fmt.Sprintf("%v\n%s", err, text)
 	})
