@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -62,10 +61,8 @@ each card that no VM gets.
   gpuserver gpu list --host node1 --output json`,
 		Args: checkedArgs(cobra.NoArgs),
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			for _, s := range states {
-				if !slices.Contains(gpuStates, s) {
-					return usageError(cmd, fmt.Errorf("unknown state %q; it is one of %s", s, strings.Join(gpuStates, ", ")))
-				}
+			if err := knownStates(states, gpuStates); err != nil {
+				return usageError(cmd, err)
 			}
 			return server.ask(cmd, func(ctx context.Context, c *api.Client) error {
 				gs, err := c.GPUs(ctx, states, cloud, host)

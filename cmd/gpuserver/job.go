@@ -40,6 +40,16 @@ is completed, cannot be retried: re-run it on the forge.`, "is decided again", (
 // jobStates are the states in which jobs are listed.
 var jobStates = []string{"waiting", "received", "refused", "queued", "starting", "running", "done", "failed"}
 
+// knownStates complains of the first state that is none.
+func knownStates(given, known []string) error {
+	for _, s := range given {
+		if !slices.Contains(known, s) {
+			return fmt.Errorf("unknown state %q; it is one of %s", s, strings.Join(known, ", "))
+		}
+	}
+	return nil
+}
+
 func newJobListCommand() *cobra.Command {
 	var server serverFlags
 	var output outputFormat
@@ -61,10 +71,8 @@ queued (waits for a VM), starting (its VM is being made), running, done, failed
   gpuserver job list --limit 1000 --output json`,
 		Args: checkedArgs(cobra.NoArgs),
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			for _, s := range states {
-				if !slices.Contains(jobStates, s) {
-					return usageError(cmd, fmt.Errorf("unknown state %q; it is one of %s", s, strings.Join(jobStates, ", ")))
-				}
+			if err := knownStates(states, jobStates); err != nil {
+				return usageError(cmd, err)
 			}
 			if limit < 1 || limit > 1000 {
 				return usageError(cmd, fmt.Errorf("--limit %d is not between 1 and 1000", limit))

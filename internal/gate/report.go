@@ -11,22 +11,22 @@ import (
 // Bound brings a report, which a hostile guest may have made, into the ranges
 // that people, the store and a heartbeat can bear. It is idempotent.
 func (r *Report) Bound() {
-	r.When = clip(r.When, 8)
-	r.Tool = clip(r.Tool, 64)
+	r.When = Clip(r.When, 8)
+	r.Tool = Clip(r.Tool, 64)
 	r.Seconds = min(max(r.Seconds, 0), 24*3600)
 	r.Cards = r.Cards[:min(len(r.Cards), MaxCards)]
 	for i := range r.Cards {
 		c := &r.Cards[i]
-		c.Address, c.Host = clip(c.Address, 16), clip(c.Host, 16)
-		c.VendorID, c.DeviceID = clip(c.VendorID, 4), clip(c.DeviceID, 4)
-		c.UUID, c.Serial, c.Product = clip(c.UUID, 48), clip(c.Serial, 32), clip(c.Product, 64)
+		c.Address, c.Host = Clip(c.Address, 16), Clip(c.Host, 16)
+		c.VendorID, c.DeviceID = Clip(c.VendorID, 4), Clip(c.DeviceID, 4)
+		c.UUID, c.Serial, c.Product = Clip(c.UUID, 48), Clip(c.Serial, 32), Clip(c.Product, 64)
 		c.Temperature = min(max(c.Temperature, -100), 1000)
 		c.LinkWidth = min(max(c.LinkWidth, 0), 64)
 	}
 	r.Findings = r.Findings[:min(len(r.Findings), MaxFindings)]
 	for i := range r.Findings {
 		f := &r.Findings[i]
-		f.Host, f.Kind, f.Text = clip(f.Host, 16), Kind(clip(string(f.Kind), 16)), clip(f.Text, 256)
+		f.Host, f.Kind, f.Text = Clip(f.Host, 16), Kind(Clip(string(f.Kind), 16)), Clip(f.Text, 256)
 	}
 	r.Passed = r.Passed && len(r.Findings) == 0
 	r.shrink()
@@ -79,8 +79,9 @@ func FromConsole(console []byte, when string) (Report, bool) {
 	return last, found
 }
 
-// clip gives s without control characters, as valid UTF-8 of at most n bytes.
-func clip(s string, n int) string {
+// Clip gives text that a guest may have made up without control characters, as
+// valid UTF-8 of at most n bytes. It is idempotent.
+func Clip(s string, n int) string {
 	clean := strings.Map(func(r rune) rune {
 		if unicode.IsPrint(r) {
 			return r

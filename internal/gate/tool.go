@@ -34,7 +34,7 @@ type output struct{ stdout, stderr []byte }
 // both gives both streams as one short text for people.
 func (o output) both() string {
 	text := strings.Join(strings.Fields(string(o.stdout)+" "+string(o.stderr)), " ")
-	return clip(text, 160)
+	return Clip(text, 160)
 }
 
 // tool gives a tool's path, "" if the image does not have it.
@@ -116,7 +116,7 @@ func reason(out output, err error, means map[int]string) string {
 	}
 	code := exitCode(err)
 	if code < 0 {
-		return clip(err.Error(), 160)
+		return Clip(err.Error(), 160)
 	}
 	return fmt.Sprintf("exit status %d (%s)", code, cmp.Or(means[code], out.both(), "no output"))
 }

@@ -1,10 +1,6 @@
 package guest
 
-import (
-	"strings"
-	"unicode"
-	"unicode/utf8"
-)
+import "gpuserver/internal/gate"
 
 // Phases that an agent reports, in order.
 const (
@@ -30,16 +26,16 @@ const maxMiB = 1 << 30
 // bound brings what a hostile guest reported into the ranges that people and
 // the store can bear.
 func (h *Heartbeat) bound() {
-	h.Phase = boundText(h.Phase, 32)
+	h.Phase = gate.Clip(h.Phase, 32)
 	h.UptimeSeconds = min(max(h.UptimeSeconds, 0), 10*365*24*3600)
 	h.AgoSeconds = min(max(h.AgoSeconds, 0), h.UptimeSeconds)
 	h.MemPeakMiB = min(max(h.MemPeakMiB, 0), maxMiB)
 	h.DiskPeakMiB = min(max(h.DiskPeakMiB, 0), maxMiB)
 	h.OOMKills = min(max(h.OOMKills, 0), 1<<40)
-	h.RunnerVersion = boundText(h.RunnerVersion, 64)
-	h.AgentVersion = boundText(h.AgentVersion, 64)
-	h.Kernel = boundText(h.Kernel, 256)
-	h.Verdict = boundText(h.Verdict, 32)
+	h.RunnerVersion = gate.Clip(h.RunnerVersion, 64)
+	h.AgentVersion = gate.Clip(h.AgentVersion, 64)
+	h.Kernel = gate.Clip(h.Kernel, 256)
+	h.Verdict = gate.Clip(h.Verdict, 32)
 	if h.RunnerExit != nil {
 		status := min(max(*h.RunnerExit, 0), 255)
 		h.RunnerExit = &status
@@ -47,20 +43,4 @@ func (h *Heartbeat) bound() {
 	if h.Gate != nil {
 		h.Gate.Bound()
 	}
-}
-
-// boundText gives s without control characters, as valid UTF-8 of at most n
-// bytes.
-func boundText(s string, n int) string {
-	clean := strings.Map(func(r rune) rune {
-		if unicode.IsPrint(r) {
-			return r
-		}
-		return -1
-	}, strings.ToValidUTF8(s, ""))
-	for len(clean) > n {
-		_, size := utf8.DecodeLastRuneInString(clean)
-		clean = clean[:len(clean)-size]
-	}
-	return clean
 }

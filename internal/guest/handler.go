@@ -15,6 +15,7 @@ import (
 	"golang.org/x/time/rate"
 
 	"gpuserver"
+	"gpuserver/internal/gate"
 )
 
 // Bounds of what a guest may send.
@@ -140,14 +141,14 @@ func (h *handler) jobStarted(ctx context.Context, vm gpuserver.VMID, _ *http.Req
 	if err := json.Unmarshal(body, &j); err != nil {
 		return nil, badBody(err)
 	}
-	j.Repo, j.Job = boundText(j.Repo, 256), boundText(j.Job, 256)
+	j.Repo, j.Job = gate.Clip(j.Repo, 256), gate.Clip(j.Job, 256)
 	return h.service.JobStarted(ctx, vm, j)
 }
 
 func (h *handler) output(ctx context.Context, vm gpuserver.VMID, r *http.Request, body []byte) (any, error) {
 	stream := r.PathValue("stream")
 	if stream != "stdout" && stream != "stderr" {
-		return nil, gpuserver.Errorf(gpuserver.KindNotFound, "there is no stream %q, only stdout and stderr", boundText(stream, 32))
+		return nil, gpuserver.Errorf(gpuserver.KindNotFound, "there is no stream %q, only stdout and stderr", gate.Clip(stream, 32))
 	}
 	offset, err := strconv.ParseInt(r.URL.Query().Get("offset"), 10, 64)
 	if err != nil || offset < 0 {
@@ -166,7 +167,7 @@ func (h *handler) fail(w http.ResponseWriter, r *http.Request, vm gpuserver.VMID
 	status := statusOf(gpuserver.KindOf(err))
 	if status >= http.StatusInternalServerError && !errors.Is(err, context.Canceled) {
 		h.log.LogAttrs(r.Context(), slog.LevelWarn, "guest request failed",
-			slog.Int64("vm", int64(vm)), slog.String("path", boundText(r.URL.Path, 64)), slog.Any("err", err))
+			slog.Int64("vm", int64(vm)), slog.String("path", gate.Clip(r.URL.Path, 64)), slog.Any("err", err))
 	}
 	writeError(w, status, gpuserver.PublicText(err))
 }

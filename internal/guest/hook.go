@@ -18,6 +18,7 @@ import (
 	"time"
 
 	"gpuserver"
+	"gpuserver/internal/gate"
 )
 
 // HookSocket is where the agent answers the runner's job-started hook. It takes
@@ -121,7 +122,7 @@ func (a *agent) mayStart(ctx context.Context, q JobStarted) Verdict {
 		a.log.Warn("the server did not answer whether the job may run", "err", err)
 		v = a.decideAlone(q, err)
 	}
-	a.log.Info("job-started hook", "repo", boundText(q.Repo, 256), "run", q.RunID, "attempt", q.RunAttempt, "allowed", v.Allowed, "text", v.Text)
+	a.log.Info("job-started hook", "repo", gate.Clip(q.Repo, 256), "run", q.RunID, "attempt", q.RunAttempt, "allowed", v.Allowed, "text", v.Text)
 	if v.Allowed {
 		a.status.reached(PhaseJobStarted)
 		a.report.wake()
@@ -162,7 +163,7 @@ func (a *agent) decideAlone(q JobStarted, err error) Verdict {
 	}
 	return Verdict{Text: fmt.Sprintf(
 		"The server of this runner cannot be reached, and this VM was made for run %d (attempt %d) of %s, not for run %d (attempt %d) of %s. Run the job again once the server is back.",
-		p.RunID, p.RunAttempt, p.Repo, q.RunID, q.RunAttempt, boundText(q.Repo, 256))}
+		p.RunID, p.RunAttempt, p.Repo, q.RunID, q.RunAttempt, gate.Clip(q.Repo, 256))}
 }
 
 // writeHook writes the script that the runner calls when a job was assigned.

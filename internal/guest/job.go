@@ -12,6 +12,8 @@ import (
 	"strconv"
 	"syscall"
 	"time"
+
+	"gpuserver/internal/gate"
 )
 
 // runnerScope starts the name of the runner's systemd scope in the job's slice;
@@ -140,7 +142,7 @@ func (a *agent) askVersion(ctx context.Context, program string) {
 		cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: uint32(acc.uid), Gid: uint32(acc.gid)}}
 	}
 	if out, err := cmd.Output(); err == nil {
-		a.status.setRunnerVersion(boundText(string(out), 64))
+		a.status.setRunnerVersion(gate.Clip(string(out), 64))
 	}
 }
 

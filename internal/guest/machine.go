@@ -11,6 +11,8 @@ import (
 	"unsafe"
 
 	"golang.org/x/sys/unix"
+
+	"gpuserver/internal/gate"
 )
 
 // Times of the hardware watchdog (the i6300esb of QEMU). Generous, because a
@@ -24,7 +26,7 @@ const (
 func run(name string, args ...string) error {
 	out, err := exec.Command(name, args...).CombinedOutput()
 	if err != nil {
-		return fmt.Errorf("%s: %w: %s", name, err, boundText(string(out), 512))
+		return fmt.Errorf("%s: %w: %s", name, err, gate.Clip(string(out), 512))
 	}
 	return nil
 }

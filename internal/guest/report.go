@@ -11,6 +11,8 @@ import (
 	"net/http"
 	"strings"
 	"time"
+
+	"gpuserver/internal/gate"
 )
 
 // Waits between two tries to reach the server.
@@ -63,7 +65,7 @@ func (c *caller) post(ctx context.Context, path string, body []byte, out any) (s
 		return 0, clock, err
 	}
 	if resp.StatusCode/100 != 2 && resp.StatusCode != http.StatusForbidden {
-		return resp.StatusCode, clock, &answerError{resp.StatusCode, boundText(string(b), 512)}
+		return resp.StatusCode, clock, &answerError{resp.StatusCode, gate.Clip(string(b), 512)}
 	}
 	if err := json.Unmarshal(b, out); err != nil {
 		return resp.StatusCode, clock, &answerError{resp.StatusCode, "no JSON"}
@@ -150,14 +152,14 @@ func (r *reporter) beat(ctx context.Context, h Heartbeat) error {
 		return err
 	}
 	if status != http.StatusOK {
-		return &answerError{status, boundText(answer.Error, 512)}
+		return &answerError{status, gate.Clip(answer.Error, 512)}
 	}
 	if !r.clockSet && !clock.IsZero() {
 		r.clockSet = true
 		r.agent.setClock(clock)
 	}
 	if answer.Interrupt {
-		r.agent.interrupt("the server asks for it: " + boundText(answer.Reason, 256))
+		r.agent.interrupt("the server asks for it: " + gate.Clip(answer.Reason, 256))
 	}
 	return nil
 }

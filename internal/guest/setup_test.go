@@ -10,6 +10,8 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"pgregory.net/rapid"
+
+	"gpuserver/internal/gate"
 )
 
 func TestNetworkFiles(t *testing.T) {
@@ -172,8 +174,8 @@ func TestBoundText(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		in := string(rapid.SliceOf(rapid.Byte()).Draw(t, "in"))
 		n := rapid.IntRange(0, 40).Draw(t, "n")
-		got := boundText(in, n)
-		if len(got) > n || boundText(got, n) != got {
+		got := gate.Clip(in, n)
+		if len(got) > n || gate.Clip(got, n) != got {
 			t.Fatalf("%q has %d bytes", got, len(got))
 		}
 	})
