@@ -2,7 +2,7 @@ package intake
 
 import (
 	"log/slog"
-	"sync/atomic"
+	"sync"
 	"syscall"
 	"time"
 
@@ -20,8 +20,9 @@ type DiskGuard struct {
 	MinFree uint64       // bytes
 	Log     *slog.Logger // told when the room ends and when there is some again; nil: nobody is
 
-	next atomic.Int64 // Unix nanoseconds
-	full atomic.Bool
+	mu   sync.Mutex
+	next time.Time // when to ask again
+	full bool
 }
 
 // Room reports whether MinFree bytes are free.
@@ -29,18 +30,20 @@ func (g *DiskGuard) Room() bool {
 	if g == nil || g.Dir == "" {
 		return true
 	}
-	now := time.Now().UnixNano()
-	next := g.next.Load()
-	if now >= next && g.next.CompareAndSwap(next, now+int64(time.Second)) {
+	g.mu.Lock() // who comes while the file system is asked waits for its answer
+	defer g.mu.Unlock()
+	if now := time.Now(); !now.Before(g.next) {
+		g.next = now.Add(time.Second)
 		var st syscall.Statfs_t
 		if err := syscall.Statfs(g.Dir, &st); err == nil {
 			free := st.Bavail * uint64(st.Bsize)
-			if full := free < g.MinFree; g.full.Swap(full) != full {
+			if full := free < g.MinFree; g.full != full {
+				g.full = full
 				g.tell(full, free)
 			}
 		}
 	}
-	return !g.full.Load()
+	return !g.full
 }
 
 func (g *DiskGuard) tell(full bool, free uint64) {

@@ -7,6 +7,7 @@ import (
 	"net/http/httptest"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -120,4 +121,20 @@ func TestNearlyFullDisk(t *testing.T) {
 		}
 		stop()
 	})
+}
+
+// TestDiskGuardAtOnce: nobody slips past while the first asks the file system.
+func TestDiskGuardAtOnce(t *testing.T) {
+	for range 200 {
+		g := &intake.DiskGuard{Dir: t.TempDir(), MinFree: 1 << 62}
+		var wg sync.WaitGroup
+		for range 8 {
+			wg.Go(func() {
+				if g.Room() {
+					t.Error("there was room")
+				}
+			})
+		}
+		wg.Wait()
+	}
 }
