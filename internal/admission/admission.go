@@ -61,10 +61,9 @@ type Options struct {
 // Admission decides about jobs. Make it with New, then Run it.
 type Admission struct {
 	Options
-	queue *workqueue.Queue[gpuserver.JobID]
-	slots map[string]chan struct{} // by forge
-	files *files
-	facts *facts
+	queues map[string]*workqueue.Queue[gpuserver.JobID] // by forge; "" has the jobs of forges that are gone
+	files  *files
+	facts  *facts
 
 	mu    sync.Mutex
 	known map[ownerKey]known
@@ -83,20 +82,23 @@ func New(o Options) *Admission {
 	if o.Fresh == 0 {
 		o.Fresh = time.Minute
 	}
-	slots := map[string]chan struct{}{}
-	for name := range o.Forges {
-		slots[name] = make(chan struct{}, 64)
-	}
-	return &Admission{Options: o, slots: slots, files: newFiles(o.DB, o.Fresh), facts: newFacts(o.Fresh), known: map[ownerKey]known{}}
+	return &Admission{Options: o, files: newFiles(o.DB, o.Fresh), facts: newFacts(o.Fresh), known: map[ownerKey]known{}}
 }
+
+// atOnce is how many jobs of a forge are decided at the same time: a forge that
+// does not answer holds up its own jobs only.
+const atOnce = 64
 
 // Run decides about every received job until ctx is done.
 func (a *Admission) Run(ctx context.Context) error {
-	a.queue = workqueue.New(ctx, a.decide)
+	a.queues = map[string]*workqueue.Queue[gpuserver.JobID]{"": workqueue.NewLimited(ctx, atOnce, a.decide)}
+	for name := range a.Forges {
+		a.queues[name] = workqueue.NewLimited(ctx, atOnce, a.decide)
+	}
 	a.DB.Watch(func(cs []store.Change) {
 		for _, c := range cs {
 			if c.JobState == gpuserver.JobReceived {
-				a.queue.Add(c.Job)
+				a.wake(c.Forge, c.Job)
 			}
 		}
 	})
@@ -106,14 +108,24 @@ func (a *Admission) Run(ctx context.Context) error {
 		return err
 	})
 	for _, j := range jobs {
-		a.queue.Add(j.ID)
+		a.wake(j.Forge, j.ID)
 	}
 	if err != nil {
 		return err
 	}
 	<-ctx.Done()
-	a.queue.Wait()
+	for _, q := range a.queues {
+		q.Wait()
+	}
 	return nil
+}
+
+func (a *Admission) wake(forgeName string, id gpuserver.JobID) {
+	q, ok := a.queues[forgeName]
+	if !ok {
+		q = a.queues[""]
+	}
+	q.Add(id)
 }
 
 // Ours reports whether a job with these labels could be ours, before anything
@@ -149,21 +161,6 @@ func (a *Admission) decide(ctx context.Context, id gpuserver.JobID) time.Duratio
 	if !ok {
 		return a.commit(ctx, j, answer{reason: gpuserver.Reason{Class: gpuserver.ReasonConfig, Text: fmt.Sprintf("the forge %q is not in the configuration", j.Forge)}})
 	}
-	slot := a.slots[j.Forge] // a forge that does not answer holds up its own jobs only
-	select {
-	case slot <- struct{}{}:
-	default:
-		select {
-		case slot <- struct{}{}:
-		case <-ctx.Done():
-			return 0
-		}
-		if j, err = a.received(ctx, id); err != nil { // it may have moved on meanwhile
-			<-slot
-			return 0
-		}
-	}
-	defer func() { <-slot }()
 	if d := time.Until(j.NextTryAt); d > 0 {
 		return d
 	}
@@ -225,7 +222,7 @@ func (a *Admission) later(ctx context.Context, j gpuserver.Job, err error) time.
 		class, pause = gpuserver.ReasonForgeBudget, max(time.Until(limit.Until), time.Second)
 	}
 	a.Log.Warn("job cannot be decided yet", "job", j.ID, "pause", pause, "err", err)
-	_ = a.DB.Update(ctx, func(tx *store.Tx) error {
+	_ = a.DB.UpdateLater(ctx, func(tx *store.Tx) error {
 		j, err2 := tx.Job(j.ID)
 		if err2 != nil || j.State != gpuserver.JobReceived {
 			return err2
@@ -252,7 +249,7 @@ type answer struct {
 func (a *Admission) commit(ctx context.Context, asked gpuserver.Job, ans answer) time.Duration {
 	again := false
 	j := asked
-	err := a.DB.Update(ctx, func(tx *store.Tx) error {
+	err := a.DB.UpdateLater(ctx, func(tx *store.Tx) error {
 		j, err := tx.Job(asked.ID)
 		if err != nil || j.State != gpuserver.JobReceived {
 			return err

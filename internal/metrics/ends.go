@@ -41,7 +41,7 @@ func (e *ends) changed(cs []store.Change) {
 	for _, c := range cs {
 		if c.Job != 0 && !c.JobState.Over() { // tried again: its next end is another one
 			for _, over := range []gpuserver.JobState{gpuserver.JobRefused, gpuserver.JobDone, gpuserver.JobFailed} {
-				e.seen.Remove(store.Change{Job: c.Job, JobState: over})
+				e.seen.Remove(store.Change{Job: c.Job, JobState: over, Forge: c.Forge})
 			}
 			continue
 		}

@@ -9,9 +9,17 @@ import (
 	"gpuserver"
 )
 
-const jobColumns = `id, forge, forge_id, repo, repo_id, installation_id, run_id, run_attempt, name, workflow, labels,
- head_sha, head_branch, url, actor, forge_state, conclusion, runner_name, state, reason, resource, entries, command,
- tries, vm, created_at, queued_at, decided_at, started_at, ended_at, next_try_at, updated_at`
+// What of a job is ever written again stands last: a row's indexes are written
+// for each column that an UPDATE names, changed or not.
+const (
+	jobFixed   = `forge, forge_id, repo, repo_id, installation_id, run_id, name, workflow, labels, head_sha, head_branch, url, created_at`
+	jobMoved   = `state, queued_at` // only with a move
+	jobSaved   = `run_attempt, actor, forge_state, conclusion, runner_name, reason, resource, entries, command, tries, vm, decided_at, started_at, ended_at, next_try_at, updated_at`
+	jobColumns = `id, ` + jobFixed + `, ` + jobMoved + `, ` + jobSaved
+)
+
+// marks gives a question mark for each of columns.
+func marks(columns string) string { return "?" + strings.Repeat(",?", strings.Count(columns, ",")) }
 
 func nanos(t time.Time) int64 {
 	if t.IsZero() {
@@ -36,13 +44,17 @@ func text(v any) string {
 	return string(b)
 }
 
+// empty are the texts of values that are not set.
+var empty = map[string]bool{"null": true, text(gpuserver.Reason{}): true}
+
 func scanJob(r scanner) (gpuserver.Job, error) {
 	var j gpuserver.Job
 	var labels, reason, entries, command string
 	var created, queued, decided, started, ended, next, updated int64
-	err := r.Scan(&j.ID, &j.Forge, &j.ForgeID, &j.Repo, &j.RepoID, &j.InstallationID, &j.RunID, &j.RunAttempt, &j.Name, &j.Workflow, &labels,
-		&j.HeadSHA, &j.HeadBranch, &j.URL, &j.Actor, &j.ForgeState, &j.Conclusion, &j.RunnerName, &j.State, &reason, &j.Resource, &entries, &command,
-		&j.Tries, &j.VM, &created, &queued, &decided, &started, &ended, &next, &updated)
+	err := r.Scan(&j.ID,
+		&j.Forge, &j.ForgeID, &j.Repo, &j.RepoID, &j.InstallationID, &j.RunID, &j.Name, &j.Workflow, &labels, &j.HeadSHA, &j.HeadBranch, &j.URL, &created,
+		&j.State, &queued,
+		&j.RunAttempt, &j.Actor, &j.ForgeState, &j.Conclusion, &j.RunnerName, &reason, &j.Resource, &entries, &command, &j.Tries, &j.VM, &decided, &started, &ended, &next, &updated)
 	if err != nil {
 		return j, err
 	}
@@ -50,6 +62,9 @@ func scanJob(r scanner) (gpuserver.Job, error) {
 		s string
 		v any
 	}{{labels, &j.Labels}, {reason, &j.Reason}, {entries, &j.Entries}, {command, &j.Command}} {
+		if empty[f.s] { // most are, and a plan reads thousands
+			continue
+		}
 		if err := json.Unmarshal([]byte(f.s), f.v); err != nil {
 			return j, err
 		}
@@ -59,13 +74,26 @@ func scanJob(r scanner) (gpuserver.Job, error) {
 	return j, nil
 }
 
-func jobArgs(j *gpuserver.Job) []any {
+func fixedArgs(j *gpuserver.Job) []any {
 	return []any{
-		j.Forge, j.ForgeID, j.Repo, j.RepoID, j.InstallationID, j.RunID, j.RunAttempt, j.Name, j.Workflow, text(j.Labels),
-		j.HeadSHA, j.HeadBranch, j.URL, j.Actor, j.ForgeState, j.Conclusion, j.RunnerName, j.State, text(j.Reason), j.Resource, text(j.Entries), text(j.Command),
-		j.Tries, j.VM, nanos(j.CreatedAt), nanos(j.QueuedAt), nanos(j.DecidedAt), nanos(j.StartedAt), nanos(j.EndedAt), nanos(j.NextTryAt), nanos(j.UpdatedAt),
+		j.Forge, j.ForgeID, j.Repo, j.RepoID, j.InstallationID, j.RunID, j.Name, j.Workflow, text(j.Labels), j.HeadSHA, j.HeadBranch, j.URL, nanos(j.CreatedAt),
 	}
 }
+
+func movedArgs(j *gpuserver.Job) []any { return []any{j.State, nanos(j.QueuedAt)} }
+
+func savedArgs(j *gpuserver.Job) []any {
+	return []any{
+		j.RunAttempt, j.Actor, j.ForgeState, j.Conclusion, j.RunnerName, text(j.Reason), j.Resource, text(j.Entries), text(j.Command), j.Tries, j.VM,
+		nanos(j.DecidedAt), nanos(j.StartedAt), nanos(j.EndedAt), nanos(j.NextTryAt), nanos(j.UpdatedAt),
+	}
+}
+
+var (
+	insertJob = `INSERT INTO jobs (` + jobFixed + `, ` + jobMoved + `, ` + jobSaved + `) VALUES (` + marks(jobFixed+`,`+jobMoved+`,`+jobSaved) + `)`
+	saveJob   = `UPDATE jobs SET (` + jobSaved + `) = (` + marks(jobSaved) + `) WHERE id = ? AND state = ?`
+	moveJob   = `UPDATE jobs SET (` + jobMoved + `, ` + jobSaved + `) = (` + marks(jobMoved+`,`+jobSaved) + `) WHERE id = ? AND state = ?`
+)
 
 // InsertJob stores a new job and sets its ID and times. Its state must be one
 // that a job may begin with.
@@ -77,18 +105,22 @@ func (tx *Tx) InsertJob(j *gpuserver.Job) error {
 		j.CreatedAt = tx.Now
 	}
 	j.UpdatedAt = tx.Now
-	id, err := tx.insert(`INSERT INTO jobs (`+strings.TrimPrefix(jobColumns, "id, ")+`) VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)`, jobArgs(j)...)
+	id, err := tx.insert(insertJob, slices.Concat(fixedArgs(j), movedArgs(j), savedArgs(j))...)
 	if err != nil {
 		return err
 	}
 	j.ID = gpuserver.JobID(id)
-	tx.changes = append(tx.changes, Change{Job: j.ID, JobState: j.State})
+	tx.changes = append(tx.changes, Change{Job: j.ID, JobState: j.State, Forge: j.Forge})
 	return nil
 }
 
-// SaveJob writes j's fields without moving its state. KindConflict: the job is
-// in another state by now.
-func (tx *Tx) SaveJob(j *gpuserver.Job) error { return tx.saveJob(j, j.State) }
+// SaveJob writes what may change of j without moving its state; when it was
+// queued changes only with a move. KindConflict: the job is in another state by
+// now.
+func (tx *Tx) SaveJob(j *gpuserver.Job) error {
+	j.UpdatedAt = tx.Now
+	return tx.updateJob(j, j.State, saveJob, savedArgs(j))
+}
 
 // MoveJob moves j to state to, with the event that explains it. A move that the
 // table does not allow, or from a state that the job has left, is KindConflict
@@ -98,25 +130,23 @@ func (tx *Tx) MoveJob(j *gpuserver.Job, to gpuserver.JobState, why string) error
 	if !slices.Contains(gpuserver.JobMoves[from], to) {
 		return gpuserver.Errorf(gpuserver.KindConflict, "job %d cannot go from %s to %s", j.ID, from, to)
 	}
-	j.State = to
-	if err := tx.saveJob(j, from); err != nil {
+	j.State, j.UpdatedAt = to, tx.Now
+	if err := tx.updateJob(j, from, moveJob, append(movedArgs(j), savedArgs(j)...)); err != nil {
 		j.State = from
 		return err
 	}
 	return tx.AddEvent(gpuserver.Event{Job: j.ID, VM: j.VM, Kind: "job." + string(to), Text: why})
 }
 
-func (tx *Tx) saveJob(j *gpuserver.Job, from gpuserver.JobState) error {
-	j.UpdatedAt = tx.Now
-	n, err := tx.execN(`UPDATE jobs SET (`+strings.TrimPrefix(jobColumns, "id, ")+`) = (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?) WHERE id = ? AND state = ?`,
-		append(jobArgs(j), j.ID, from)...)
+func (tx *Tx) updateJob(j *gpuserver.Job, from gpuserver.JobState, query string, args []any) error {
+	n, err := tx.execN(query, append(args, j.ID, from)...)
 	if err != nil {
 		return err
 	}
 	if n == 0 {
 		return gpuserver.Errorf(gpuserver.KindConflict, "job %d is no longer %s", j.ID, from)
 	}
-	tx.changes = append(tx.changes, Change{Job: j.ID, JobState: j.State})
+	tx.changes = append(tx.changes, Change{Job: j.ID, JobState: j.State, Forge: j.Forge})
 	return nil
 }
 

@@ -253,7 +253,7 @@ type Limits struct {
 // how many rows it deleted; call it until that is 0.
 func (db *DB) Prune(ctx context.Context, l Limits) (deleted int64, err error) {
 	const batch = 250 // some 50 ms of the writer, for which deliveries wait
-	err = db.Update(ctx, func(tx *Tx) error {
+	err = db.UpdateLater(ctx, func(tx *Tx) error {
 		deleted = 0
 		old := func(d time.Duration) int64 { return nanos(tx.Now.Add(-d)) }
 		for _, q := range []struct {
@@ -264,8 +264,8 @@ func (db *DB) Prune(ctx context.Context, l Limits) (deleted int64, err error) {
 			{`DELETE FROM deliveries WHERE id IN (SELECT id FROM deliveries WHERE id <= (SELECT max(id) FROM deliveries) - ? ORDER BY id LIMIT ?)`, []any{l.MaxDeliveries, batch}},
 			{`UPDATE deliveries SET body = NULL WHERE id IN (SELECT id FROM deliveries WHERE body IS NOT NULL AND id <= (SELECT max(id) FROM deliveries) - ? ORDER BY id LIMIT ?)`, []any{l.MaxBodies, batch}},
 			{`DELETE FROM events WHERE id IN (SELECT id FROM events WHERE at < ? ORDER BY at LIMIT ?)`, []any{old(l.Jobs), batch}},
-			{`DELETE FROM checks WHERE job IN (SELECT id FROM jobs WHERE ended_at BETWEEN 1 AND ? ORDER BY ended_at LIMIT ?)`, []any{old(l.Jobs), batch}},
-			{`DELETE FROM reruns WHERE job IN (SELECT id FROM jobs WHERE ended_at BETWEEN 1 AND ? ORDER BY ended_at LIMIT ?)`, []any{old(l.Jobs), batch}},
+			{`DELETE FROM checks WHERE job IN (SELECT id FROM jobs WHERE ended_at <> 0 AND ended_at <= ? ORDER BY ended_at LIMIT ?)`, []any{old(l.Jobs), batch}},
+			{`DELETE FROM reruns WHERE job IN (SELECT id FROM jobs WHERE ended_at <> 0 AND ended_at <= ? ORDER BY ended_at LIMIT ?)`, []any{old(l.Jobs), batch}},
 			{`DELETE FROM claims WHERE vm IN (SELECT id FROM vms WHERE state = 'gone' AND state_at < ? ORDER BY id LIMIT ?)`, []any{old(l.Jobs), batch}},
 			{`DELETE FROM leases WHERE vm IN (SELECT id FROM vms WHERE state = 'gone' AND state_at < ? ORDER BY id LIMIT ?)`, []any{old(l.Jobs), batch}},
 			{`DELETE FROM vm_gpus WHERE vm IN (SELECT id FROM vms WHERE state = 'gone' AND state_at < ? ORDER BY id LIMIT ?)`, []any{old(l.Jobs), batch}},
@@ -273,7 +273,7 @@ func (db *DB) Prune(ctx context.Context, l Limits) (deleted int64, err error) {
 			{`DELETE FROM gpus WHERE id IN (SELECT id FROM gpus WHERE address = '' AND last_seen < ? AND (uuid = '' OR state = 'in_service')
  AND NOT EXISTS (SELECT 1 FROM vm_gpus WHERE gpu = gpus.id) ORDER BY id LIMIT ?)`, []any{old(l.Jobs), batch}},
 			{`DELETE FROM vms WHERE id IN (SELECT id FROM vms WHERE state = 'gone' AND state_at < ? ORDER BY id LIMIT ?)`, []any{old(l.Jobs), batch}},
-			{`DELETE FROM jobs WHERE id IN (SELECT id FROM jobs WHERE ended_at BETWEEN 1 AND ? AND state IN ('done', 'failed', 'refused') ORDER BY ended_at LIMIT ?)`, []any{old(l.Jobs), batch}},
+			{`DELETE FROM jobs WHERE id IN (SELECT id FROM jobs WHERE ended_at <> 0 AND ended_at <= ? AND state IN ('done', 'failed', 'refused') ORDER BY ended_at LIMIT ?)`, []any{old(l.Jobs), batch}},
 		} {
 			n, err := tx.execN(q.sql, q.args...)
 			if err != nil {

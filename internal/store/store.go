@@ -39,6 +39,7 @@ type DB struct {
 	now   func() time.Time
 
 	queue  chan *update
+	later  chan *update // of UpdateLater
 	closed chan struct{}
 	done   sync.WaitGroup
 	once   sync.Once
@@ -56,6 +57,7 @@ type DB struct {
 type Change struct {
 	Job      gpuserver.JobID
 	JobState gpuserver.JobState
+	Forge    string // the job's
 	VM       gpuserver.VMID
 	VMState  gpuserver.VMState
 	GPU      gpuserver.GPUID // its row or its history
@@ -65,6 +67,7 @@ type Change struct {
 type update struct {
 	ctx     context.Context
 	fn      func(*Tx) error
+	later   bool
 	err     error
 	changes []Change
 	done    chan struct{}
@@ -73,6 +76,13 @@ type update struct {
 // maxGroup bounds how many updates share one commit: large enough that a burst
 // costs few syncs, small enough that nobody waits long for strangers.
 const maxGroup = 256
+
+// maxLater bounds how many of UpdateLater do, and withOthers where somebody waits
+// for the others of the group.
+const (
+	maxLater   = 64
+	withOthers = 4
+)
 
 // Open opens (and makes or migrates) the database file at path. The folder must
 // exist. Only one process may have it open; a second Open of the same file in
@@ -86,7 +96,7 @@ func Open(ctx context.Context, path string) (*DB, error) {
 	}
 	db := &DB{
 		path: path, now: time.Now,
-		queue: make(chan *update, 4*maxGroup), closed: make(chan struct{}),
+		queue: make(chan *update, 4*maxGroup), later: make(chan *update, 4*maxLater), closed: make(chan struct{}),
 		stmts: map[string]*sql.Stmt{}, readers: make(chan *reader, readers),
 	}
 	if err := db.open(ctx); err != nil {
@@ -197,14 +207,29 @@ func (db *DB) Watch(fn func([]Change)) {
 // fails, only its own changes are undone. It must not block on anything but the
 // transaction, as all other writers wait for it.
 func (db *DB) Update(ctx context.Context, fn func(*Tx) error) error {
-	u := &update{ctx: ctx, fn: fn, done: make(chan struct{})}
+	return db.update(ctx, &update{ctx: ctx, fn: fn})
+}
+
+// UpdateLater is Update for what nobody outside waits for. Under load only a few
+// such share each commit, so that a forge is answered before it gives its
+// delivery up, and what is to be done about the jobs is done a little later.
+func (db *DB) UpdateLater(ctx context.Context, fn func(*Tx) error) error {
+	return db.update(ctx, &update{ctx: ctx, fn: fn, later: true})
+}
+
+func (db *DB) update(ctx context.Context, u *update) error {
+	u.done = make(chan struct{})
+	queue := db.queue
+	if u.later {
+		queue = db.later
+	}
 	select {
 	case <-db.closed:
 		return errClosed
 	default:
 	}
 	select {
-	case db.queue <- u:
+	case queue <- u:
 	case <-db.closed:
 		return errClosed
 	case <-ctx.Done():
@@ -222,20 +247,12 @@ func (db *DB) writer() {
 		select {
 		case u := <-db.queue:
 			db.commitGroup(u)
-		case <-db.closed:
-			db.drain()
-			return
-		}
-	}
-}
-
-// drain serves what was queued before Close.
-func (db *DB) drain() {
-	for {
-		select {
-		case u := <-db.queue:
+		case u := <-db.later:
 			db.commitGroup(u)
-		default:
+		case <-db.closed:
+			for u := db.next(0, 0); u != nil; u = db.next(0, 0) { // what was queued before
+				db.commitGroup(u)
+			}
 			return
 		}
 	}
@@ -261,10 +278,13 @@ func (db *DB) commitGroup(first *update) {
 		close(first.done)
 		return
 	}
-	open := true
-	for u := first; u != nil; u = db.next(len(group)) {
+	open, later := true, 0
+	for u := first; u != nil; u = db.next(len(group), later) {
 		group = append(group, u)
-		if err := db.runOne(tx, u, len(group) > 1); err != nil {
+		if u.later {
+			later++
+		}
+		if err := db.runOne(tx, u); err != nil {
 			fail(err)
 			open = false
 			break
@@ -284,12 +304,22 @@ func (db *DB) commitGroup(first *update) {
 	}
 }
 
-func (db *DB) next(n int) *update {
+// next gives the update to add to a group of n, of which later are UpdateLater's;
+// nil: the group is to be committed.
+func (db *DB) next(n, later int) *update {
 	if n >= maxGroup {
 		return nil
 	}
 	select {
 	case u := <-db.queue:
+		return u
+	default:
+	}
+	if later >= maxLater || later >= withOthers && n > later {
+		return nil
+	}
+	select {
+	case u := <-db.later:
 		return u
 	default:
 		return nil
@@ -298,7 +328,7 @@ func (db *DB) next(n int) *update {
 
 // runOne runs one update inside the group's transaction. Its error is its own
 // unless the transaction itself is broken, which the returned error says.
-func (db *DB) runOne(tx *Tx, u *update, _ bool) error {
+func (db *DB) runOne(tx *Tx, u *update) error {
 	if err := u.ctx.Err(); err != nil {
 		u.err = err
 		return nil

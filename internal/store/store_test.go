@@ -219,7 +219,7 @@ func TestWatchersSeeCommittedChangesOnly(t *testing.T) {
 	})
 	j := sampleJob(2)
 	update(t, db, func(tx *store.Tx) error { return tx.InsertJob(&j) })
-	if diff := cmp.Diff([]store.Change{{Job: j.ID, JobState: gpuserver.JobReceived}}, got); diff != "" {
+	if diff := cmp.Diff([]store.Change{{Job: j.ID, JobState: gpuserver.JobReceived, Forge: j.Forge}}, got); diff != "" {
 		t.Error(diff)
 	}
 }

@@ -18,17 +18,21 @@ import (
 // A key at rest costs at most a timer; only keys being worked on have a
 // goroutine. Calls that must not come in crowds have limits of their own.
 type Queue[K comparable] struct {
-	ctx context.Context
-	fn  func(context.Context, K) time.Duration
+	ctx  context.Context
+	fn   func(context.Context, K) time.Duration
+	most int // keys at once; 0: all
 
-	mu     sync.Mutex
-	items  map[K]*item
-	closed bool
-	wg     sync.WaitGroup
+	mu      sync.Mutex
+	items   map[K]*item
+	ready   []K // woken while most were worked on, in their order
+	working int
+	closed  bool
+	wg      sync.WaitGroup
 }
 
 type item struct {
 	running bool
+	ready   bool // stands in Queue.ready
 	again   bool
 	cancel  context.CancelFunc
 	timer   *time.Timer
@@ -37,6 +41,15 @@ type item struct {
 // New makes a queue that works until ctx is done.
 func New[K comparable](ctx context.Context, fn func(context.Context, K) time.Duration) *Queue[K] {
 	return &Queue[K]{ctx: ctx, fn: fn, items: map[K]*item{}}
+}
+
+// NewLimited is New for a queue that works on at most so many keys at once. The
+// others wait for their turn in the order in which they were woken, without a
+// goroutine.
+func NewLimited[K comparable](ctx context.Context, most int, fn func(context.Context, K) time.Duration) *Queue[K] {
+	q := New(ctx, fn)
+	q.most = most
+	return q
 }
 
 // Add wakes k now.
@@ -60,12 +73,18 @@ func (q *Queue[K]) add(k K) {
 		it.timer.Stop()
 		it.timer = nil
 	}
-	if it.running {
+	switch {
+	case it.running:
 		it.again = true
-		return
+	case it.ready:
+	case q.most > 0 && q.working >= q.most:
+		it.ready = true
+		q.ready = append(q.ready, k)
+	default:
+		q.working++
+		it.running = true
+		q.wg.Go(func() { q.work(k, it) })
 	}
-	it.running = true
-	q.wg.Go(func() { q.work(k, it) })
 }
 
 // AddAfter wakes k after d, unless it has a time already. One that is being
@@ -97,15 +116,10 @@ func (q *Queue[K]) Interrupt(k K) {
 	q.add(k) // what begins only now has nothing to be interrupted
 }
 
+// work runs fn for k, and then for the keys that wait for their turn.
 func (q *Queue[K]) work(k K, it *item) {
-	for {
-		ctx, cancel := context.WithCancel(q.ctx)
-		q.mu.Lock()
-		it.again, it.cancel = false, cancel
-		q.mu.Unlock()
-		d := q.fn(ctx, k)
-		cancel()
-
+	for more := true; more; {
+		d := q.once(k, it)
 		q.mu.Lock()
 		it.cancel = nil
 		if it.again && q.ctx.Err() == nil {
@@ -114,13 +128,29 @@ func (q *Queue[K]) work(k K, it *item) {
 		}
 		it.running = false
 		if d > 0 && q.ctx.Err() == nil {
-			it.timer = time.AfterFunc(d, func() { q.Add(k) })
+			at := k // the loop goes on with another
+			it.timer = time.AfterFunc(d, func() { q.Add(at) })
 		} else {
 			delete(q.items, k)
 		}
+		if more = len(q.ready) > 0 && q.ctx.Err() == nil; more {
+			k, q.ready = q.ready[0], q.ready[1:]
+			it = q.items[k]
+			it.ready, it.running = false, true
+		} else {
+			q.working--
+		}
 		q.mu.Unlock()
-		return
 	}
+}
+
+func (q *Queue[K]) once(k K, it *item) time.Duration {
+	ctx, cancel := context.WithCancel(q.ctx)
+	defer cancel()
+	q.mu.Lock()
+	it.again, it.cancel = false, cancel
+	q.mu.Unlock()
+	return q.fn(ctx, k)
 }
 
 // Wait returns when no work is under way; call it once ctx is done.

@@ -136,3 +136,60 @@ func TestInterruptSparesWhatItWakes(t *testing.T) {
 	cancel()
 	q.Wait()
 }
+
+// TestLimited: no more than so many at once, in the order in which they were
+// woken; a key that is woken while it waits for its turn runs once, and one that
+// wants to run again later does so.
+func TestLimited(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ctx, cancel := context.WithCancel(t.Context())
+		var mu sync.Mutex
+		var order []int
+		now, most := 0, 0
+		q := workqueue.NewLimited(ctx, 2, func(_ context.Context, k int) time.Duration {
+			mu.Lock()
+			order = append(order, k)
+			again := k == 3 && len(order) < 6
+			now++
+			most = max(most, now)
+			mu.Unlock()
+			time.Sleep(time.Second)
+			mu.Lock()
+			now--
+			mu.Unlock()
+			if again {
+				return time.Hour
+			}
+			return 0
+		})
+		for k := range 6 {
+			q.Add(k)
+			synctest.Wait() // goroutines that begin at the same time have no order
+		}
+		q.Add(4)       // waits for its turn
+		q.Interrupt(5) // as well
+		q.Add(0)       // is worked on: once more, before others
+		time.Sleep(time.Minute)
+		synctest.Wait()
+		mu.Lock()
+		if most != 2 || len(order) != 7 {
+			t.Errorf("%v, %d at once; want seven runs, two at once", order, most)
+		}
+		mu.Unlock()
+		time.Sleep(2 * time.Hour)
+		synctest.Wait()
+		mu.Lock()
+		if last := order[len(order)-1]; len(order) != 8 || last != 3 {
+			t.Errorf("%v; want 3 once more after its pause", order)
+		}
+		mu.Unlock()
+		for k := range 6 { // what waits when the work ends is not begun
+			q.Add(k)
+		}
+		cancel()
+		q.Wait()
+		if len(order) > 10 {
+			t.Errorf("%d runs; those that waited for their turn were begun after the end", len(order))
+		}
+	})
+}
