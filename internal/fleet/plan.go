@@ -13,9 +13,15 @@ import (
 	"gpuserver/internal/store"
 )
 
-// planAtMost is how many waiting jobs are read at once. A plan looks at those
+// readAtOnce is how many waiting jobs are read at once. A plan looks at those
 // behind them only if there is room left: they wait behind the others otherwise.
-const planAtMost = 2000
+// Now and then it looks at toldAtMost nevertheless, so that each knows what it
+// waits for.
+const (
+	readAtOnce = 200
+	toldAtMost = 2000
+	tellEvery  = 5 * time.Second
+)
 
 type avoidKey struct {
 	job                  gpuserver.JobID
@@ -50,7 +56,7 @@ func (f *Fleet) StopPlanning() {
 }
 
 // planLoop plans whenever a commit made work, and when a job's time comes. Room
-// that came free is given away at once. Jobs that come while a long queue waits
+// that came free is given away at once. Jobs that come while others have to wait
 // are planned together after a pause: each plan reads the queue, and thousands
 // of jobs that arrive at a full cloud would have it read for each one.
 func (f *Fleet) planLoop(ctx context.Context) {
@@ -74,9 +80,9 @@ func (f *Fleet) planLoop(ctx context.Context) {
 		case <-timer.C:
 		}
 		start := time.Now()
-		next, err := f.plan(ctx)
+		next, long, err := f.plan(ctx)
 		pause = nil
-		if took := time.Since(start); took > longPlan {
+		if took := time.Since(start); long && took > longPlan {
 			pause = time.After(min(planShare*took, longestPause))
 		}
 		if err != nil && ctx.Err() == nil {
@@ -89,7 +95,7 @@ func (f *Fleet) planLoop(ctx context.Context) {
 
 const (
 	longPlan     = 5 * time.Millisecond   // what takes longer is followed by a pause
-	planShare    = 8                      // the pause, in times of the plan
+	planShare    = 20                     // the pause, in times of the plan
 	longestPause = 400 * time.Millisecond // of any plan
 )
 
@@ -99,30 +105,31 @@ const planAtOnce = 64
 
 // plan reads a snapshot, decides, and commits: for each job that goes its VM,
 // the lease and the names together, planAtOnce jobs in a transaction. It gives
-// the time at which to plan again if nothing wakes it before.
-func (f *Fleet) plan(ctx context.Context) (next time.Time, err error) {
+// the time at which to plan again if nothing wakes it before, and whether jobs
+// still wait.
+func (f *Fleet) plan(ctx context.Context) (next time.Time, waits bool, err error) {
 	next = time.Now().Add(time.Minute)
 	f.mu.Lock()
 	stopped := f.draining
 	f.mu.Unlock()
 	if stopped {
-		return next, nil
+		return next, false, nil
 	}
-	decisions, planned, retryAt, err := f.decide(ctx)
+	p, err := f.decide(ctx)
 	if err != nil {
-		return next, err
+		return next, false, err
 	}
-	if !retryAt.IsZero() && retryAt.Before(next) {
-		next = retryAt
+	if !p.again.IsZero() && p.again.Before(next) {
+		next = p.again
 	}
-	if len(decisions) == 0 {
-		return next, nil
+	if len(p.todo) == 0 {
+		return next, p.waits, nil
 	}
 	crashpoint.At("lease.before")
-	for some := range slices.Chunk(decisions, planAtOnce) {
-		err = f.DB.Update(ctx, func(tx *store.Tx) error {
+	for some := range slices.Chunk(p.todo, planAtOnce) {
+		err = f.DB.UpdateLater(ctx, func(tx *store.Tx) error {
 			for _, d := range some {
-				if err := f.carryOut(tx, d, planned[d.Job]); err != nil {
+				if err := f.carryOut(tx, d, p.jobs[d.Job]); err != nil {
 					return err
 				}
 			}
@@ -134,53 +141,80 @@ func (f *Fleet) plan(ctx context.Context) (next time.Time, err error) {
 			break
 		}
 	}
-	return next, err
+	return next, p.waits, err
 }
 
 // rewriteReason is how old a job's reason gets before changed numbers in it are
 // written: in a burst every plan changes them for every job that waits.
 const rewriteReason = 10 * time.Second
 
-// decide gives what is to be carried out, with the jobs whose entries it
-// numbers, and when a job's time comes that waits for that.
-func (f *Fleet) decide(ctx context.Context) (todo []sched.Decision, planned map[gpuserver.JobID]gpuserver.Job, retryAt time.Time, err error) {
+// planned is what a plan found out.
+type planned struct {
+	todo  []sched.Decision                  // to be carried out
+	jobs  map[gpuserver.JobID]gpuserver.Job // those of todo, with the entries that it numbers
+	again time.Time                         // when a job's time comes that waits for that; zero: none does
+	waits bool                              // a job has to wait
+}
+
+// at has the next plan made at t, if nothing else has it made before.
+func (p *planned) at(t time.Time) {
+	if !t.IsZero() && (p.again.IsZero() || t.Before(p.again)) {
+		p.again = t
+	}
+}
+
+// decide finds out which jobs can go and what the others wait for.
+func (f *Fleet) decide(ctx context.Context) (p planned, err error) {
 	waiting, err := f.waiting(ctx, nil)
 	if err != nil || len(waiting) == 0 {
-		return nil, nil, retryAt, err
+		return p, err
 	}
 	now := time.Now().UTC()
-	s, retryAt, err := f.snapshot(ctx, now)
+	s, back, err := f.snapshot(ctx, now)
 	if err != nil {
-		return nil, nil, retryAt, err
+		return p, err
 	}
+	p.at(back)
+	p.jobs = map[gpuserver.JobID]gpuserver.Job{}
 	planner := sched.NewPlanner(s, now)
-	planned = map[gpuserver.JobID]gpuserver.Job{}
-	for {
-		jobs := make(map[gpuserver.JobID]*gpuserver.Job, len(waiting))
-		for i := range waiting {
-			jobs[waiting[i].ID] = &waiting[i]
-		}
-		for _, d := range planner.Plan(waiting) {
-			if !d.RetryAt.IsZero() && (retryAt.IsZero() || d.RetryAt.Before(retryAt)) {
-				retryAt = d.RetryAt
-			}
-			if j := jobs[d.Job]; d.Place != nil || d.Reason != j.Reason && (d.Reason.Class != j.Reason.Class || now.Sub(j.UpdatedAt) >= rewriteReason) {
-				todo = append(todo, d)
-				planned[d.Job] = *j
-			}
-		}
-		if len(waiting) < planAtMost || planner.Full() {
-			return todo, planned, retryAt, nil
+	tell := now.Sub(f.toldAt) >= tellEvery
+	for read := 0; ; {
+		f.look(&p, planner.Plan(waiting), waiting, now)
+		read += len(waiting)
+		full := planner.Full()
+		switch {
+		case len(waiting) < readAtOnce || full && tell && read >= toldAtMost:
+			f.toldAt = now
+			return p, nil
+		case full && !tell:
+			p.at(f.toldAt.Add(tellEvery))
+			return p, nil
 		}
 		if waiting, err = f.waiting(ctx, &waiting[len(waiting)-1]); err != nil {
-			return nil, nil, retryAt, err
+			return p, err
+		}
+	}
+}
+
+// look adds to p what is to be done about the jobs that waited.
+func (f *Fleet) look(p *planned, decisions []sched.Decision, waiting []gpuserver.Job, now time.Time) {
+	jobs := make(map[gpuserver.JobID]*gpuserver.Job, len(waiting))
+	for i := range waiting {
+		jobs[waiting[i].ID] = &waiting[i]
+	}
+	for _, d := range decisions {
+		p.at(d.RetryAt)
+		p.waits = p.waits || d.Place == nil
+		if j := jobs[d.Job]; d.Place != nil || d.Reason != j.Reason && (d.Reason.Class != j.Reason.Class || now.Sub(j.UpdatedAt) >= rewriteReason) {
+			p.todo = append(p.todo, d)
+			p.jobs[d.Job] = *j
 		}
 	}
 }
 
 // carryOut commits one decision. The job is read again: it may have changed
 // since.
-func (f *Fleet) carryOut(tx *store.Tx, d sched.Decision, planned gpuserver.Job) error {
+func (f *Fleet) carryOut(tx *store.Tx, d sched.Decision, as gpuserver.Job) error {
 	j, err := tx.Job(d.Job)
 	if err != nil || j.State != gpuserver.JobQueued {
 		return err
@@ -189,7 +223,7 @@ func (f *Fleet) carryOut(tx *store.Tx, d sched.Decision, planned gpuserver.Job) 
 		j.Reason = d.Reason
 		return tx.SaveJob(&j)
 	}
-	entry := planned.Entries[d.Place.Entry]
+	entry := as.Entries[d.Place.Entry]
 	v := gpuserver.VM{
 		Forge: j.Forge, Cloud: d.Place.Cloud, Host: d.Place.Host, Flavor: entry.Flavor, Image: entry.Image,
 		MadeFor: j.ID, Resource: j.Resource, Entry: entry,
@@ -229,11 +263,11 @@ func startingReason(v gpuserver.VM) gpuserver.Reason {
 	return gpuserver.Reason{Class: gpuserver.ReasonStarting, Text: fmt.Sprintf("Its VM %s is being made on %s.", v.Name, v.Cloud)}
 }
 
-// waiting gives the jobs of the queue after last, at most planAtMost, each with
+// waiting gives the jobs of the queue after last, at most readAtOnce, each with
 // the entries that it may try now.
 func (f *Fleet) waiting(ctx context.Context, last *gpuserver.Job) (jobs []gpuserver.Job, err error) {
 	err = f.DB.View(ctx, func(tx *store.Tx) error {
-		jobs, err = tx.QueuedAfter(last, planAtMost)
+		jobs, err = tx.QueuedAfter(last, readAtOnce)
 		return err
 	})
 	f.mu.Lock()

@@ -13,22 +13,7 @@ import (
 // none of which can run now: those behind them, which can, do not wait for them.
 func TestLongQueueThatCannotGo(t *testing.T) {
 	inBubble(t, nil, func(b *bench) {
-		b.update(func(tx *store.Tx) error {
-			for i := range planAtMost + 1 {
-				j := gpuserver.Job{
-					Forge: "gh", ForgeID: int64(1000 + i), Repo: "octo/hello", RunID: 8, RunAttempt: 1, Name: fmt.Sprint("stuck-", i), Labels: []string{"gpu"},
-					ForgeState: gpuserver.ForgeQueued, State: gpuserver.JobReceived, QueuedAt: time.Now().Add(-time.Hour), Resource: "gpu",
-					Entries: []gpuserver.Entry{{Cloud: "away", Flavor: "small", Image: "img"}},
-				}
-				if err := tx.InsertJob(&j); err != nil {
-					return err
-				}
-				if err := tx.MoveJob(&j, gpuserver.JobQueued, ""); err != nil {
-					return err
-				}
-			}
-			return nil
-		})
+		queueMany(b, toldAtMost+1, gpuserver.Entry{Cloud: "away", Flavor: "small", Image: "img"})
 		id := b.job("small")
 		b.pass(time.Minute)
 		b.wantJob(id, gpuserver.JobStarting)
@@ -36,4 +21,46 @@ func TestLongQueueThatCannotGo(t *testing.T) {
 			t.Errorf("the last that cannot go is %s for %+v", j.State, j.Reason)
 		}
 	})
+}
+
+// TestLongQueueIsTold: at a full cloud a plan looks at the head of the queue only,
+// and yet each job knows after a few seconds what it waits for.
+func TestLongQueueIsTold(t *testing.T) {
+	seldom := func(o *Options) { o.Every.Clouds = time.Hour } // news of the cloud would have the planner look, too
+	inBubble(t, seldom, func(b *bench) {
+		b.cloud.SetHosts([]gpuserver.Host{{Name: "fake", VCPUs: 1, MemoryMiB: 1024, DiskGiB: 10}})
+		b.fleet.refreshCapacity(b.ctx, b.drv)
+		first := b.job("small")
+		b.pass(time.Second)
+		b.wantJob(first, gpuserver.JobStarting) // the cloud is full
+		last := queueMany(b, 3*readAtOnce, gpuserver.Entry{Cloud: "local", Flavor: "small", Image: "img"})
+		b.pass(tellEvery + time.Second)
+		for id := last; id > first; id-- {
+			if j := b.read(id); j.State != gpuserver.JobQueued || j.Reason.Class != gpuserver.ReasonCapacity {
+				t.Fatalf("job %d of %d is %s for %+v", id, last, j.State, j.Reason)
+			}
+		}
+	})
+}
+
+// queueMany puts n jobs into the queue at once and gives the last.
+func queueMany(b *bench, n int, entry gpuserver.Entry) (last gpuserver.JobID) {
+	b.update(func(tx *store.Tx) error {
+		for i := range n {
+			j := gpuserver.Job{
+				Forge: "gh", ForgeID: int64(1000 + i), Repo: "octo/hello", RunID: 8, RunAttempt: 1, Name: fmt.Sprint("stuck-", i), Labels: []string{"gpu"},
+				ForgeState: gpuserver.ForgeQueued, State: gpuserver.JobReceived, QueuedAt: time.Now().Add(-time.Hour), Resource: "gpu",
+				Entries: []gpuserver.Entry{entry},
+			}
+			if err := tx.InsertJob(&j); err != nil {
+				return err
+			}
+			if err := tx.MoveJob(&j, gpuserver.JobQueued, ""); err != nil {
+				return err
+			}
+			last = j.ID
+		}
+		return nil
+	})
+	return last
 }
