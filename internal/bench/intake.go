@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"gpuserver"
+	"gpuserver/internal/api"
 	"gpuserver/internal/forge/forgetest"
 )
 
@@ -32,8 +33,8 @@ func (b *bench) intake() error {
 		if err := b.intakeWith(m.live, m.to); err != nil {
 			return err
 		}
-		b.say("   %4d VMs: %.0f deliveries/s (p99 %.1f ms); at %.0f/s p50 %.1f ms, p99 %.1f ms, %.2f ms of CPU each; %d failed", m.live,
-			m.to.PerS, m.to.Saturated.P99, m.to.FixedPerS, m.to.Fixed.P50, m.to.Fixed.P99, m.to.CPU, m.to.Failed)
+		b.say("   %4d VMs: %.0f deliveries/s (p99 %.1f ms); at %.0f/s p50 %.1f ms, p99 %.1f ms, %.2f ms of CPU each, decided %.1f s later; %d failed", m.live,
+			m.to.PerS, m.to.Saturated.P99, m.to.FixedPerS, m.to.Fixed.P50, m.to.Fixed.P99, m.to.CPU, m.to.Behind, m.to.Failed)
 	}
 	b.report.IntakePerS, b.report.IntakeP99 = in.NoVMs.PerS, in.NoVMs.Fixed.P99
 	return nil
@@ -65,6 +66,11 @@ func (b *bench) intakeWith(live int, to *Intake) error {
 	if err != nil {
 		return err
 	}
+	answered := time.Now()
+	if err := w.decided(); err != nil {
+		return err
+	}
+	behind := time.Since(answered)
 	after, err := cpuOf(w.server.cmd.Process.Pid)
 	if err != nil {
 		return err
@@ -77,11 +83,27 @@ func (b *bench) intakeWith(live int, to *Intake) error {
 	if full.Ended {
 		b.say("   the deliveries ran out before the time did")
 	}
-	*to = Intake{CPU: round(millis(after-before)/float64(n), 3), PerS: full.PerS, Saturated: full.Took, FixedPerS: fixed.PerS, Fixed: fixed.Took, Failed: full.Failed + fixed.Failed}
+	*to = Intake{Behind: round(behind.Seconds(), 2), CPU: round(millis(after-before)/float64(n), 3), PerS: full.PerS, Saturated: full.Took, FixedPerS: fixed.PerS, Fixed: fixed.Took, Failed: full.Failed + fixed.Failed}
 	if to.Failed > 0 {
 		b.say("   %d deliveries failed, the first: %s%s", to.Failed, fixed.Why, full.Why)
 	}
 	return nil
+}
+
+// decided waits until the service has decided about every job that it has.
+func (w *world) decided() error {
+	c, err := api.NewClient("unix://"+w.path("api.sock"), "")
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	return until(w.ctx, 200*time.Millisecond, "all jobs are decided", func() (string, error) {
+		st, err := c.Status(w.ctx)
+		if n := st.Jobs[gpuserver.JobReceived]; n > 0 {
+			return fmt.Sprintf("%d are not", n), err
+		}
+		return "", err
+	})
 }
 
 // live makes n VMs and waits until each runs a job.

@@ -73,6 +73,9 @@ type Intake struct {
 	FixedPerS float64   `json:"fixed_per_s"`  // really sent a second at the fixed rate
 	Fixed     Quantiles `json:"fixed_ms"`     // time to answer from when each was due
 	Failed    int       `json:"failed"`       // not answered 202
+	// Behind is how many seconds after the last answer at the fixed rate all jobs
+	// were decided.
+	Behind float64 `json:"behind_s"`
 	// CPU is the service's processor time per delivery at the fixed rate, with
 	// all that follows from it until its end; it hardly depends on how busy the
 	// machine is with other things.
