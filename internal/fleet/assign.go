@@ -137,8 +137,6 @@ func (f *Fleet) assign(tx *store.Tx, j gpuserver.Job) ([]gpuserver.VMID, error) 
 	return f.release(tx, j, "another runner took its job")
 }
 
-func latest(ts ...time.Time) time.Time { return slices.MaxFunc(ts, time.Time.Compare) }
-
 // adopt gives the job that waits for v, which job taker took, the VM that was
 // made for taker, or sends it back to the queue, where it is planned at once. A
 // job that has another VM by now keeps that.

@@ -101,7 +101,7 @@ const (
 
 // planAtOnce is how many decisions share a transaction: all other writers wait
 // for it, deliveries too.
-const planAtOnce = 64
+const planAtOnce = 32
 
 // plan reads a snapshot, decides, and commits: for each job that goes its VM,
 // the lease and the names together, planAtOnce jobs in a transaction. It gives

@@ -211,13 +211,14 @@ func (f *Fleet) rereadJobs(ctx context.Context, name string, fg Forge) {
 	read := map[gpuserver.JobID]time.Time{}
 	every(ctx, max(f.Every.Jobs/10, 100*time.Millisecond), func() {
 		var jobs []gpuserver.Job
-		_ = f.DB.View(ctx, func(tx *store.Tx) (err error) { jobs, err = tx.UnfinishedJobs(name); return err })
+		_ = f.DB.View(ctx, func(tx *store.Tx) (err error) {
+			jobs, err = tx.UnfinishedBefore(name, tx.Now.Add(-f.Every.Jobs)) // thousands may have come just now
+			return err
+		})
 		seen := map[gpuserver.JobID]time.Time{}
 		for _, j := range jobs {
-			// Not UpdatedAt: we rewrite the reason of a job that waits all the time.
-			last := latest(read[j.ID], j.CreatedAt, j.QueuedAt, j.StartedAt)
 			seen[j.ID] = read[j.ID]
-			if time.Since(last) < f.Every.Jobs || ctx.Err() != nil {
+			if time.Since(read[j.ID]) < f.Every.Jobs || ctx.Err() != nil {
 				continue
 			}
 			f.rereadJob(ctx, name, fg, j.ID)

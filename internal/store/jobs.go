@@ -198,6 +198,13 @@ func (tx *Tx) UnfinishedJobs(forge string) ([]gpuserver.Job, error) {
 	return tx.jobs(`state NOT IN ('done', 'failed', 'refused') AND (? = '' OR forge = ?) ORDER BY updated_at, id`, forge, forge)
 }
 
+// UnfinishedBefore gives the jobs of a forge that are not over, of which it told
+// nothing new since t: that they are there, queued or running. When they were
+// written last says nothing: the reason of one that waits is written all the time.
+func (tx *Tx) UnfinishedBefore(forge string, t time.Time) ([]gpuserver.Job, error) {
+	return tx.jobs(`state NOT IN ('done', 'failed', 'refused') AND forge = ? AND max(created_at, queued_at, started_at) <= ? ORDER BY updated_at, id`, forge, nanos(t))
+}
+
 // JobsOfRun gives the jobs of one attempt of a run.
 func (tx *Tx) JobsOfRun(forge, repo string, run int64, attempt int) ([]gpuserver.Job, error) {
 	return tx.jobs(`forge = ? AND repo = ? AND run_id = ? AND run_attempt = ? ORDER BY id`, forge, repo, run, attempt)
