@@ -15,10 +15,11 @@ LDFLAGS := -s -w -X main.linkedVersion=$(VERSION) -X main.linkedRevision=$(REVIS
 FUZZTIME ?= 30s
 BENCH_OUT ?= out/bench.json
 DEMO_ARGS ?=
+MODE ?= fake
 
 .PHONY: help
 help: ## Say what can be made
-	@grep -hE '^[a-z-]+:.*## ' $(firstword $(MAKEFILE_LIST)) | awk -F ':.*## ' '{ printf "  make %-9s %s\n", $$1, $$2 }'
+	@grep -hE '^[a-z-]+:.*## ' $(firstword $(MAKEFILE_LIST)) | awk -F ':.*## ' '{ printf "  make %-14s %s\n", $$1, $$2 }'
 
 # go build is quick when nothing changed, and knows better than make what did.
 .PHONY: build
@@ -58,8 +59,22 @@ test-vfio: ## Run the tests of GPU passthrough, in an emulated machine with six 
 	@scripts/setup vfio >&2
 	@scripts/vfio-lab
 
+.PHONY: test-openstack
+test-openstack: ## Run the tests with a real OpenStack on this machine, with both hypervisors
+	@scripts/setup openstack >&2
+	@scripts/test-openstack
+
+.PHONY: openstack-up
+openstack-up: ## Start an OpenStack to play with (MODE=fake|libvirt), print where its clouds.yaml lies
+	@scripts/setup openstack >&2
+	@scripts/openstack-lab up $(MODE)
+
+.PHONY: openstack-down
+openstack-down: ## End that OpenStack, and leave nothing of it
+	@scripts/openstack-lab down
+
 .PHONY: test-full
-test-full: test race test-vfio ## Run everything that there is to test
+test-full: test race test-vfio test-openstack ## Run everything that there is to test
 
 .PHONY: fuzz
 fuzz: ## Fuzz each parser for FUZZTIME (30s)
