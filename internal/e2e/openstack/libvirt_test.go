@@ -74,10 +74,10 @@ func (s *service) JobStarted(context.Context, gpuserver.VMID, guest.JobStarted) 
 // Output implements guest.Service.
 func (s *service) Output(context.Context, gpuserver.VMID, string, int64, []byte) error { return nil }
 
-// serve answers on this machine's address on the servers' network, and gives the URL.
-func serve(t *testing.T, h http.Handler) string {
+// serve answers on an address of this machine, and gives the URL.
+func serve(t *testing.T, address string, h http.Handler) string {
 	t.Helper()
-	l, err := net.Listen("tcp", outside+":0")
+	l, err := net.Listen("tcp", address+":0")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -95,7 +95,7 @@ func TestLibvirtServer(t *testing.T) {
 	member.quota(login(t, "admin"), unlimited)
 	s := &service{beats: make(chan guest.Heartbeat, 1000)}
 	data, err := guest.UserData(guest.Payload{
-		VM: "lab-server", Server: serve(t, guest.Handler(s, slog.New(slog.NewTextHandler(t.Output(), nil)))), Token: token,
+		VM: "lab-server", Server: serve(t, outside, guest.Handler(s, slog.New(slog.NewTextHandler(t.Output(), nil)))), Token: token,
 		Command: &gpuserver.Command{Args: []string{"/bin/sh", "-c", "echo the command ran; sleep 100000"}}, BeatEvery: time.Second,
 	})
 	if err != nil {
@@ -129,7 +129,7 @@ func TestLibvirtJob(t *testing.T) {
 	}
 	hub := forgetest.New(forgetest.Config{RunnerLease: 10 * time.Minute})
 	t.Cleanup(func() { _ = hub.Close() })
-	hubURL := serve(t, hub)
+	hubURL := serve(t, outside, hub) // for the runner
 	hub.Configure(forgetest.Settings{RunnerURL: &hubURL})
 	_, err := hub.AddOrg(forgetest.Org{Login: "octo-org"})
 	must(err)
@@ -141,7 +141,7 @@ func TestLibvirtJob(t *testing.T) {
 	must(err)
 	app := hub.App()
 	f, err := github.New(t.Context(), github.Config{
-		Name: "hub", BaseURL: hubURL + "/api/v3", AppID: fmt.Sprint(app.ID), PrivateKey: []byte(app.PrivateKeyPEM),
+		Name: "hub", BaseURL: serve(t, "127.0.0.1", hub) + "/api/v3", AppID: fmt.Sprint(app.ID), PrivateKey: []byte(app.PrivateKeyPEM),
 	})
 	must(err)
 	t.Cleanup(func() { _ = f.Close() })
@@ -151,7 +151,7 @@ func TestLibvirtJob(t *testing.T) {
 	must(err)
 	s := &service{beats: make(chan guest.Heartbeat, 1000)}
 	data, err := guest.UserData(guest.Payload{
-		VM: "lab-job", Server: serve(t, guest.Handler(s, slog.New(slog.NewTextHandler(t.Output(), nil)))), Token: token, JITConfig: reg.JITConfig,
+		VM: "lab-job", Server: serve(t, outside, guest.Handler(s, slog.New(slog.NewTextHandler(t.Output(), nil)))), Token: token, JITConfig: reg.JITConfig,
 		Repo: repo.Name, RunID: run.ID, RunAttempt: run.Attempt, BeatEvery: time.Second, ReserveMiB: 160,
 	})
 	must(err)
