@@ -116,6 +116,11 @@ func TestLibvirtServer(t *testing.T) {
 	}
 }
 
+// askAll is the job: who it is, and what the metadata service says of it.
+const askAll = `uname -a; hostname; ip addr
+curl -sS --fail --retry 5 --retry-connrefused --max-time 120 http://169.254.169.254/openstack/latest/meta_data.json
+echo; echo the job ran`
+
 // TestLibvirtJob runs a real job of the stand-in for GitHub in a real server.
 func TestLibvirtJob(t *testing.T) {
 	need(t, real)
@@ -136,7 +141,7 @@ func TestLibvirtJob(t *testing.T) {
 	repo, err := hub.AddRepo(forgetest.Repository{Name: "octo-org/hello"})
 	must(err)
 	run, err := hub.Dispatch(forgetest.RunSpec{Repo: repo.Name, Jobs: []forgetest.JobSpec{{
-		Name: "build", Labels: []string{"gpu"}, Steps: []runnerclient.Step{{Name: "who", Run: "uname -a; hostname; ip addr; echo the job ran"}},
+		Name: "build", Labels: []string{"gpu"}, Steps: []runnerclient.Step{{Name: "who", Run: askAll}},
 	}}})
 	must(err)
 	app := hub.App()
@@ -169,8 +174,8 @@ func TestLibvirtJob(t *testing.T) {
 	text, err := hub.Log(job.ID)
 	must(err)
 	t.Logf("the job's log:\n%s", text)
-	if job.Conclusion != "success" || !strings.Contains(text, "the job ran") || !strings.Contains(text, "lab-job") {
-		t.Errorf("the job's conclusion is %q", job.Conclusion)
+	if job.Conclusion != "success" || !strings.Contains(text, "Z the job ran") || !strings.Contains(text, id) {
+		t.Errorf("the job's conclusion is %q, want success, its last words and the server's id", job.Conclusion)
 	}
 	// The agent powers the server off after its job, and Nova notices.
 	eventually(t, "the server is off", func() string {
