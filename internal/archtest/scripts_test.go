@@ -163,6 +163,58 @@ esac`)
 	}
 }
 
+// A case passes by passing with one hypervisor and failing with none; on a desk a
+// skipped one is only said.
+func TestOpenStackScriptCounts(t *testing.T) {
+	dir, bin := t.TempDir(), t.TempDir()
+	copied(t, dir, "scripts/test-openstack")
+	stub(t, filepath.Join(dir, "scripts/openstack-lab"), `
+case $1 in status) exit 3 ;; up) [ "$2" != "$BROKEN" ] && echo /the/clouds.yaml ;; down) echo >>"$0.ended" ;; esac`)
+	if err := os.MkdirAll(filepath.Join(dir, "internal/e2e/openstack"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(dir, "internal/e2e/openstack/cases.txt"), []byte("TestFake\nTestFake/one\nTestReal\n"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	// The tests are a script that says what a variable has for the hypervisor.
+	stub(t, filepath.Join(bin, "go"), `
+while [ "$1" != -o ]; do shift; done
+printf '%s\n' '#!/bin/bash' '[ "$GPUSERVER_OPENSTACK_CLOUDS" = /the/clouds.yaml ] || exit 1' 'eval "echo -e \"\$$GPUSERVER_OPENSTACK_MODE\""' '! [[ $SAID == *FAIL* ]]' >"$2"
+chmod 755 "$2"`)
+	const (
+		fake = `--- PASS: TestFake (0.1s)\n    --- PASS: TestFake/one (0.1s)\n--- SKIP: TestReal (0.0s)`
+		real = `--- SKIP: TestFake (0.0s)\n--- PASS: TestReal (0.1s)`
+	)
+	for _, tt := range []struct {
+		name, ci, broken, fake, real, last string
+		fails                              bool
+	}{
+		{"all", "true", "", fake, real, "3 passed, 0 failed\n", false},
+		{"skipped on a desk", "", "", fake, `--- SKIP: TestReal (0.0s)`, "2 passed, 0 failed\n", false},
+		{"skipped in CI", "true", "", fake, `--- SKIP: TestReal (0.0s)`, "2 passed, 1 failed\n", true},
+		{"missing", "", "", `--- PASS: TestFake (0.1s)\n    --- PASS: TestFake/one (0.1s)`, ``, "2 passed, 1 failed\n", true},
+		{"failed", "", "", fake, `--- FAIL: TestReal (0.1s)`, "2 passed, 1 failed\n", true},
+		{"not in the list", "", "", fake, real + `\n--- FAIL: TestOther (0.1s)`, "3 passed, 1 failed\n", true},
+		{"panicked", "", "", fake, real + `\npanic: test timed out`, "3 passed, 1 failed\n", true},
+		{"no cloud", "", "libvirt", fake, real, "2 passed, 1 failed\n", true},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			for name, value := range map[string]string{"CI": tt.ci, "BROKEN": tt.broken, "fake": tt.fake, "libvirt": tt.real} {
+				t.Setenv(name, value)
+			}
+			ended := filepath.Join(dir, "scripts/openstack-lab.ended")
+			_ = os.Remove(ended)
+			out, errs, err := command(t, dir, bin, "scripts/test-openstack")
+			if (err != nil) != tt.fails || !strings.HasSuffix(out, tt.last) {
+				t.Errorf("%v, want the end %q of:\n%s\n%s", err, tt.last, out, errs)
+			}
+			if b, _ := os.ReadFile(ended); len(b) < 3 {
+				t.Errorf("clouds were ended %d times, want 3: after each, and at the end", len(b))
+			}
+		})
+	}
+}
+
 // Continuous integration runs every part without a terminal, and fails if any
 // part failed.
 func TestContinuousIntegrationReportsFailures(t *testing.T) {

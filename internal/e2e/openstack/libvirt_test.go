@@ -106,8 +106,8 @@ func TestLibvirtServer(t *testing.T) {
 	if got.Status != "ACTIVE" || got.ConfigDrive != "True" {
 		t.Fatalf("%v, config drive %q", got, got.ConfigDrive)
 	}
-	t.Logf("the console:\n%s", member.says(id, "gpuserver-guest"))
-	// The token came by the config drive, the address by DHCP or by the drive.
+	t.Logf("the console:\n%s", member.says(id, "systemd[1]", "gpuserver-guest", "msg=phase name=agent"))
+	// Only the config drive told the agent where to report, and with which token.
 	select {
 	case h := <-s.beats:
 		t.Logf("the agent reports: %+v", h)
