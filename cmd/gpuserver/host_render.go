@@ -25,7 +25,9 @@ func newHostRenderCommand() *cobra.Command {
 servers, and the second does not start. So of each usable group one card is named,
 the lowest; with --pairs, groups of two are named whole, as a thing of their own.
 
-These fragments are held against written-down examples, not against a running Nova.`,
+What it says for the machine that this project began with is what a real Nova (Zed,
+with a hypervisor that only plays those cards) runs with in the project's tests; the
+rest, --pairs and Kolla's files among it, is held against written-down examples.`,
 		Example: `  gpuserver host render nova
   gpuserver host render kolla /etc/kolla/config`,
 	})

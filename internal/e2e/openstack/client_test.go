@@ -232,7 +232,8 @@ func (c *client) deleted(id string) (int, error) {
 	return resp.StatusCode, nil
 }
 
-// quota sets limits of the client's own project until the test ends; -1 is none.
+// quota has the administrator set limits of the client's project; -1 is none. They
+// stay: each test that needs others sets them.
 func (c *client) quota(admin *client, limits map[string]any) {
 	c.t.Helper()
 	path := "/os-quota-sets/" + c.project

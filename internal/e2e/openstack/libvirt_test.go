@@ -90,7 +90,7 @@ func serve(t *testing.T, address string, h http.Handler) string {
 // TestLibvirtServer boots a real server: its console shows the userland, and our
 // agent, which has read the config drive.
 func TestLibvirtServer(t *testing.T) {
-	need(t, real)
+	need(t, virt)
 	member := login(t, "member")
 	member.quota(login(t, "admin"), unlimited)
 	s := &service{beats: make(chan guest.Heartbeat, 1000)}
@@ -123,7 +123,7 @@ echo; echo the job ran`
 
 // TestLibvirtJob runs a real job of the stand-in for GitHub in a real server.
 func TestLibvirtJob(t *testing.T) {
-	need(t, real)
+	need(t, virt)
 	member := login(t, "member")
 	member.quota(login(t, "admin"), unlimited)
 	must := func(err error) {

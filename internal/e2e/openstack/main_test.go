@@ -22,7 +22,7 @@ var (
 
 const (
 	fake = "fake"
-	real = "libvirt"
+	virt = "libvirt"
 )
 
 // outside is this machine's address on the network of cloud and servers.
@@ -33,7 +33,7 @@ const outside = "198.18.0.1"
 const limit = 10 * time.Minute
 
 func TestMain(m *testing.M) {
-	if cloudsFile == "" || (mode != fake && mode != real) {
+	if cloudsFile == "" || (mode != fake && mode != virt) {
 		fmt.Fprintln(os.Stderr, "these tests need the cloud of scripts/openstack-lab: run scripts/test-openstack")
 		os.Exit(1)
 	}
