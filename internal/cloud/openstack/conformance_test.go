@@ -5,13 +5,11 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
-	"net/http"
 	"os"
 	"strings"
 	"testing"
 	"time"
 
-	"github.com/gophercloud/gophercloud/v2"
 	"github.com/gophercloud/gophercloud/v2/openstack/compute/v2/servers"
 
 	"gpuserver"
@@ -19,7 +17,7 @@ import (
 	"gpuserver/internal/cloud/cloudtest"
 )
 
-const limit0 = 30 * time.Second
+const patience = 30 * time.Second
 
 func open(t testing.TB, cfg Config) *Driver {
 	t.Helper()
@@ -50,11 +48,18 @@ func TestConformance(t *testing.T) {
 			s := newStandin(t)
 			cfg := s.config()
 			change(&cfg, s)
-			o := options0(cfg)
+			o := anyCloud(cfg)
 			o.CardFlavor = gpuFlavor
 			s.hooks(&o)
 			if !cfg.Ports {
 				o.LeavePart = nil
+			}
+			if cfg.BootFromVolume {
+				o.LeavePart = func(_ *testing.T, name string) {
+					s.do(func() {
+						s.parts = append(s.parts, &piece{kind: "volume", ID: s.id("c"), Name: name, Mark: cfg.Owner, GiB: 2})
+					})
+				}
 			}
 			if s.newest == "2.42" { // sizes are not told: nothing of it can be counted
 				o.Shrink = nil
@@ -80,7 +85,7 @@ func TestConformanceOfARealCloud(t *testing.T) {
 	if n := env("NETWORK", ""); n != "" {
 		cfg.Networks, cfg.Ports = []string{n}, env("PORTS", "") != ""
 	}
-	o := options0(cfg)
+	o := anyCloud(cfg)
 	o.Limit = 5 * time.Minute
 	if gpu := env("GPU_FLAVOR", ""); gpu != "" {
 		cfg.Flavors["gpu"], o.CardFlavor = gpu, gpuFlavor
@@ -95,9 +100,9 @@ func conform(t *testing.T, cfg Config, o cloudtest.Options) {
 	cloudtest.Run(t, func(t *testing.T) cloud.Driver { return open(t, cfg) }, o)
 }
 
-// options0 are the hooks that any OpenStack can serve: they use its API, through a
+// anyCloud are the hooks that any OpenStack can serve: they use its API, through a
 // driver of their own.
-func options0(cfg Config) cloudtest.Options {
+func anyCloud(cfg Config) cloudtest.Options {
 	act := func(t *testing.T, what string, do func(context.Context, *session) error) {
 		t.Helper()
 		d := open(t, cfg)
@@ -107,7 +112,7 @@ func options0(cfg Config) cloudtest.Options {
 		}
 	}
 	return cloudtest.Options{
-		Spec: spec(cfg, ""), Limit: limit0,
+		Spec: spec(cfg, ""), Limit: patience,
 		Stop: func(t *testing.T, name string) {
 			d := open(t, cfg)
 			defer d.Close()
@@ -149,7 +154,7 @@ func addForeign(t *testing.T, cfg Config, name string) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
-		ctx, cancel := context.WithTimeout(context.Background(), limit0)
+		ctx, cancel := context.WithTimeout(context.Background(), patience)
 		defer cancel()
 		if err := d.destroy(ctx, name, []string{id}); err != nil {
 			t.Error(err)
@@ -184,13 +189,5 @@ func (s *standin) hooks(o *cloudtest.Options) {
 			s.quota = map[string]int64{"maxTotalInstances": 1, "maxTotalCores": 1, "maxTotalRAMSize": 1, "gigabytes": 1}
 		})
 		t.Cleanup(func() { s.do(func() { s.quota = was }) })
-	}
-}
-
-// raw makes a call that the driver has no word for.
-func raw(method, path string) func(context.Context, *session) error {
-	return func(ctx context.Context, s *session) error {
-		_, err := s.compute.Request(ctx, method, s.compute.ServiceURL(path), &gophercloud.RequestOpts{OkCodes: []int{http.StatusOK, http.StatusNoContent}})
-		return err
 	}
 }

@@ -36,6 +36,7 @@ type spool struct {
 const (
 	headBytes = 1 << 10
 	tailBytes = 4 << 10
+	shortest  = 64 // of the tail, where the text moved on nearly as far as that
 )
 
 func newConsoles() *consoles { return &consoles{last: map[string]spool{}} }
@@ -63,8 +64,10 @@ func (s spool) follow(text string) int64 {
 	if int64(len(text)) >= s.size && strings.HasPrefix(text, s.head) {
 		return s.base // grown, or the same
 	}
-	if i := strings.LastIndex(text, s.tail); i >= 0 && s.tail != "" {
-		return max(s.base+s.size-int64(i+len(s.tail)), s.base)
+	for tail := s.tail; len(tail) >= shortest; tail = tail[len(tail)/2:] {
+		if i := strings.LastIndex(text, tail); i >= 0 {
+			return max(s.base+s.size-int64(i+len(tail)), s.base)
+		}
 	}
 	return s.base + s.size // moved on by more than Nova gives: offsets never go back
 }

@@ -72,12 +72,12 @@ func (d *Driver) resolve(ctx context.Context, t thing, name string) (id string, 
 	case aFlavor:
 		ids, err = d.flavorIDs(ctx, name)
 	case anImage:
-		ids, err = d.list1(ctx, t, func(s *session) (*gophercloud.ServiceClient, string) { return s.image, "images" }, "images",
+		ids, err = d.listNamed(ctx, t, func(s *session) (*gophercloud.ServiceClient, string) { return s.image, "images" }, "images",
 			url.Values{"name": {name}, "status": {"active"}, "sort": {"created_at:desc"}})
 	case aNetwork:
-		ids, err = d.list1(ctx, t, func(s *session) (*gophercloud.ServiceClient, string) { return s.network, "networks" }, "networks", url.Values{"name": {name}})
+		ids, err = d.listNamed(ctx, t, func(s *session) (*gophercloud.ServiceClient, string) { return s.network, "networks" }, "networks", url.Values{"name": {name}})
 	case aGroup:
-		ids, err = d.list1(ctx, t, func(s *session) (*gophercloud.ServiceClient, string) { return s.network, "security-groups" }, "security_groups", url.Values{"name": {name}})
+		ids, err = d.listNamed(ctx, t, func(s *session) (*gophercloud.ServiceClient, string) { return s.network, "security-groups" }, "security_groups", url.Values{"name": {name}})
 	case aServerGroup:
 		ids, err = d.serverGroupIDs(ctx, name)
 	}
@@ -99,8 +99,8 @@ type named struct {
 	Name string `json:"name"`
 }
 
-// list1 lists the things of a name: one page, as there are few.
-func (d *Driver) list1(ctx context.Context, t thing, at func(*session) (*gophercloud.ServiceClient, string), key string, query url.Values) (ids []string, err error) {
+// listNamed lists the things of a name: one page, as there are few.
+func (d *Driver) listNamed(ctx context.Context, t thing, at func(*session) (*gophercloud.ServiceClient, string), key string, query url.Values) (ids []string, err error) {
 	page := map[string]any{}
 	var found []named
 	err = d.ask(ctx, "list "+string(t)+"s", func(ctx context.Context, s *session) error {

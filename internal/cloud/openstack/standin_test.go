@@ -37,7 +37,6 @@ type standin struct {
 	sizes    map[string]size
 	images   map[string]string // id by name
 	cards    int               // for the alias tesla-v100
-	volumes  bool              // a quota of Cinder's is answered
 	place    map[string]int    // free devices by class; nil: Placement refuses
 	machines []*machine
 	parts    []*piece
