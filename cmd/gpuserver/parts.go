@@ -14,6 +14,7 @@ import (
 	"gpuserver/internal/cloud"
 	"gpuserver/internal/cloud/fake"
 	"gpuserver/internal/cloud/libvirt"
+	"gpuserver/internal/cloud/openstack"
 	"gpuserver/internal/config"
 	"gpuserver/internal/forge"
 	"gpuserver/internal/forge/github"
@@ -27,6 +28,8 @@ func openCloud(ctx context.Context, cfg *config.Config, c *config.Cloud, owner s
 	switch c.Type {
 	case "libvirt":
 		return libvirt.Open(ctx, libvirtConfig(cfg, c, owner), log)
+	case "openstack":
+		return openstack.Open(openStackConfig(cfg, c, owner), log)
 	case "fake":
 		if c.Fake != nil && c.Fake.URL != "" {
 			return fake.Dial(c.Name, string(c.Fake.URL), owner), nil
@@ -51,6 +54,36 @@ func libvirtConfig(cfg *config.Config, c *config.Cloud, owner string) libvirt.Co
 		if s := im.Libvirt; s != nil {
 			out.Images[im.Name] = libvirt.ImageSource{Disk: string(s.Disk), Format: s.Format, Kernel: string(s.Kernel), Initrd: string(s.Initrd), Cmdline: s.Cmdline}
 		}
+	}
+	return out
+}
+
+func openStackConfig(cfg *config.Config, c *config.Cloud, owner string) openstack.Config {
+	o := c.OpenStack
+	e := o.Endpoints
+	out := openstack.Config{
+		Name: c.Name, Owner: owner,
+		Credentials: openstack.Credentials{CloudsFile: string(o.CloudsFile), Cloud: o.Cloud, Region: o.Region, Interface: o.Interface, CAFile: string(o.CAFile)},
+		Endpoints: openstack.Endpoints{
+			Identity: string(e.Identity), Compute: string(e.Compute), Image: string(e.Image),
+			Network: string(e.Network), Volume: string(e.Volume), Placement: string(e.Placement),
+		},
+		Flavors: map[string]string{}, Images: map[string]string{},
+		Networks: o.Networks, Ports: o.MakePorts, SecurityGroups: o.SecurityGroups, AvailabilityZone: o.AvailabilityZone,
+		ServerGroup: o.ServerGroup, KeyPair: o.KeyPair, BootFromVolume: o.BootFromVolume, VolumeType: o.VolumeType,
+		MaxVMs: o.MaxVMs, LaunchesPerMinute: o.LaunchRate, Emulated: o.Emulated, BuildTimeout: o.BuildTimeout, CallTimeout: o.Call,
+	}
+	for _, f := range o.Flavors {
+		out.Flavors[f.Name] = f.Flavor
+	}
+	for _, im := range cfg.Images {
+		if im.OpenStack != nil {
+			out.Images[im.Name] = im.OpenStack.Image
+		}
+	}
+	for _, g := range o.GPUs {
+		model, _ := cfg.ModelFor(g.Model) // known: it was checked
+		out.GPUs = append(out.GPUs, openstack.GPUs{Model: model, Alias: g.Alias, Count: g.Count, Class: g.ResourceClass})
 	}
 	return out
 }

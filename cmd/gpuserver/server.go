@@ -138,7 +138,7 @@ func (s *server) newFleet(ctx context.Context) (*fleet.Fleet, error) {
 	o := fleet.Options{
 		DB: s.db, Clouds: s.clouds, Forges: map[string]fleet.Forge{}, Flavors: s.cfg.FlavorMap(), Name: s.cfg.Server.Name,
 		Models: s.cfg.Models(), Places: places(s.cfg),
-		AgentURL:  func(string) string { return s.cfg.AgentURL() },
+		AgentURL:  s.cfg.AgentURLFor,
 		OutputDir: filepath.Join(string(s.cfg.Server.DataDir), "output"),
 		Admit:     s.admission.Admit, Reread: s.intake.Apply, Repaired: s.repaired, Struck: s.struck, BackfillFor: j.BackfillFor, Log: s.log,
 		RerunOnGPU: j.RerunOnGPUFailure,

@@ -42,9 +42,11 @@ func (k *checker) check() {
 	k.forges()
 	k.clouds()
 	k.agents()
+	k.openStackAgents()
 	k.gpuModels()
 	k.catalogueFits()
 	k.flavors()
+	k.openStackNames()
 	k.images()
 	k.jobs()
 	k.tokens()
@@ -251,6 +253,9 @@ func (k *checker) images() {
 			}
 		}
 		k.imageFiles(m.Libvirt, path+".libvirt")
+		if m.OpenStack != nil && m.OpenStack.Image == "" {
+			k.bad(path+".openstack.image", "the image's name or id there is needed")
+		}
 	}
 	for i := range k.c.Clouds {
 		if c := &k.c.Clouds[i]; slices.Contains(cloudTypes(), c.Type) && !types[c.Type] {

@@ -27,6 +27,9 @@ func (k *checker) clouds() {
 		if c.Libvirt != nil {
 			k.libvirt(c.Libvirt, path+".libvirt")
 		}
+		if c.OpenStack != nil {
+			k.openStack(c.OpenStack, path+".openstack")
+		}
 	}
 	if len(k.c.Clouds) == 0 {
 		k.bad("clouds", "at least one cloud is needed")

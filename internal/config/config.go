@@ -133,10 +133,11 @@ type GPUModel struct {
 
 // Image is what a VM boots, with its source on each cloud.
 type Image struct {
-	Name    string      `json:"name" jsonschema:"Its name, the machine_image of runner entries."`
-	Aliases []string    `json:"aliases,omitempty" jsonschema:"Other machine_image names that mean it."`
-	Libvirt *ImageFiles `json:"libvirt,omitempty" jsonschema:"Its files for clouds of type libvirt."`
-	Fake    *FakeImage  `json:"fake,omitempty" jsonschema:"It exists on clouds of type fake (tests and benchmarks)."`
+	Name      string          `json:"name" jsonschema:"Its name, the machine_image of runner entries."`
+	Aliases   []string        `json:"aliases,omitempty" jsonschema:"Other machine_image names that mean it."`
+	Libvirt   *ImageFiles     `json:"libvirt,omitempty" jsonschema:"Its files for clouds of type libvirt."`
+	OpenStack *OpenStackImage `json:"openstack,omitempty" jsonschema:"What it is on clouds of type openstack."`
+	Fake      *FakeImage      `json:"fake,omitempty" jsonschema:"It exists on clouds of type fake (tests and benchmarks)."`
 }
 
 // ImageFiles are an image's files for libvirt. Without a kernel the disk is
@@ -202,11 +203,12 @@ type Token struct {
 // Cloud is a place where VMs are made. The options of its type are in the block
 // of the same name.
 type Cloud struct {
-	Name    string       `json:"name" jsonschema:"Its name in logs and in the API."`
-	Type    string       `json:"type" enum:"libvirt,fake" jsonschema:"What it is."`
-	Serves  []Serves     `json:"serves,omitempty" jsonschema:"The cloud and region of runner entries that it serves. None: those whose cloud is its name."`
-	Libvirt *Libvirt     `json:"libvirt,omitempty" jsonschema:"Options of type libvirt."`
-	Fake    *FakeOptions `json:"fake,omitempty" jsonschema:"Options of type fake: VMs that exist in memory only, for tests and benchmarks."`
+	Name      string       `json:"name" jsonschema:"Its name in logs and in the API."`
+	Type      string       `json:"type" enum:"libvirt,openstack,fake" jsonschema:"What it is."`
+	Serves    []Serves     `json:"serves,omitempty" jsonschema:"The cloud and region of runner entries that it serves. None: those whose cloud is its name."`
+	Libvirt   *Libvirt     `json:"libvirt,omitempty" jsonschema:"Options of type libvirt."`
+	OpenStack *OpenStack   `json:"openstack,omitempty" jsonschema:"Options of type openstack."`
+	Fake      *FakeOptions `json:"fake,omitempty" jsonschema:"Options of type fake: VMs that exist in memory only, for tests and benchmarks."`
 }
 
 // Serves is a cloud and region in Cirun's words.

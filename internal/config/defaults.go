@@ -62,6 +62,7 @@ func defaults() (Config, map[reflect.Type]any) {
 				CIDR: netip.MustParsePrefix("192.168.77.0/24"), MTU: 1500,
 			},
 		},
+		OpenStack{Call: time.Minute, BuildTimeout: 5 * time.Minute},
 		ImageFiles{Format: "qcow2"},
 		GPUs{Count: 1},
 	}

@@ -120,6 +120,16 @@ func (c *Config) AgentURL() string {
 	return "http://" + string(c.Server.Listen.Agent)
 }
 
+// AgentURLFor is the URL under which a cloud's guests reach the agent listener.
+func (c *Config) AgentURLFor(cloud string) string {
+	for i := range c.Clouds {
+		if o := c.Clouds[i].OpenStack; o != nil && c.Clouds[i].Name == cloud && o.AgentURL != "" {
+			return string(o.AgentURL)
+		}
+	}
+	return c.AgentURL()
+}
+
 // AgentPort is the port of the agent listener, 0 if there is none.
 func (c *Config) AgentPort() int {
 	_, port, err := net.SplitHostPort(string(c.Server.Listen.Agent))
