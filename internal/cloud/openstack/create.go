@@ -277,11 +277,22 @@ func (d *Driver) awaitActive(ctx context.Context, spec cloud.Spec, id string, un
 		undo()
 		return cloud.VM{}, gpuserver.Errorf(gpuserver.KindUnavailable, "cloud %s: the server of VM %s was deleted while it was being built, not by us", d.cfg.Name, spec.Name)
 	case s.state() == cloud.StateError:
-		fault := s.vm().Fault
+		fault := d.faultOf(ctx, s)
 		return cloud.VM{}, d.giveUp(spec.Name, id, undo, gpuserver.Errorf(ofFault(fault), "cloud %s: the server of VM %s failed: %s", d.cfg.Name, spec.Name, fault))
 	}
 	d.nameVolumes(ctx, s)
 	return s.vm(), nil
+}
+
+// faultOf gives why a server failed. Nova notes that it did before it notes why.
+func (d *Driver) faultOf(ctx context.Context, s server) string {
+	for range 5 {
+		if s.fault() != "" || !sleep(ctx, d.cfg.times.look) || d.look(ctx, s.ID) != nil {
+			break
+		}
+		s, _ = d.watch.get(s.ID)
+	}
+	return s.vm().Fault
 }
 
 // giveUp deletes a server that failed, whatever ctx of the create says, and gives

@@ -69,6 +69,8 @@ func judge(a gophercloud.ErrUnexpectedResponseCode) (gpuserver.Kind, string) {
 		return gpuserver.KindCapacity, said
 	case a.Actual == http.StatusForbidden:
 		return gpuserver.KindRefused, said + "; the credential lacks this right (docs/openstack.md lists them)"
+	case a.Actual == http.StatusNotFound && !json.Valid(a.Body):
+		return gpuserver.KindUnavailable, said + "; that is not OpenStack's own answer: a proxy before it may have lost its way"
 	case a.Actual == http.StatusNotFound:
 		return gpuserver.KindNotFound, said
 	case a.Actual == http.StatusConflict:

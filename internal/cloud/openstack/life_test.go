@@ -49,7 +49,7 @@ func (s *standin) failNew(fault string) {
 		serve(w, r)
 		s.do(func() {
 			m := s.machines[len(s.machines)-1]
-			m.Status, m.Task, m.Fault = "ERROR", "", fault
+			m.Status, m.Task, m.late = "ERROR", "", fault
 		})
 		return true
 	})
@@ -278,5 +278,32 @@ func TestPartitionForAnHour(t *testing.T) {
 	vms, err := d.List(t.Context())
 	if err != nil || len(vms) != 1 || vms[0].Name != "vm-2" {
 		t.Errorf("List gives %+v, %v; want vm-2 alone", vms, err)
+	}
+}
+
+// A proxy that lost its way answers 404 to everything: no VM is gone for that, nor
+// for a Keystone that cannot be found.
+func TestNotFoundByAProxy(t *testing.T) {
+	s := newStandin(t)
+	d := open(t, s.config())
+	create(t, d, "vm-1")
+	s.intercept(func(w http.ResponseWriter, r *http.Request, _ http.HandlerFunc) bool {
+		switch {
+		case is(r, "POST", "/identity"):
+			answer(w, 404, `{"error": {"code": 404, "message": "Not Found"}}`)
+		default:
+			answer(w, 404, "<html><head><title>404 Not Found</title></head></html>")
+		}
+		return true
+	})
+	for range 2 {
+		_, err := d.Get(t.Context(), "vm-1")
+		wantKind(t, err, gpuserver.KindUnavailable, "404")
+		wantKind(t, d.Delete(t.Context(), "vm-1"), gpuserver.KindUnavailable, "404")
+		d.login.drop(d.login.get())
+	}
+	s.intercept(nil)
+	if vm, err := d.Get(t.Context(), "vm-1"); err != nil || vm.State != cloud.StateRunning {
+		t.Errorf("Get gives %+v, %v", vm, err)
 	}
 }

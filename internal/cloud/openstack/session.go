@@ -91,14 +91,16 @@ func (d *Driver) session(ctx context.Context) (*session, error) {
 		d.login.mu.Unlock()
 		return nil
 	})
-	if err != nil {
-		return nil, d.failed("log in", err)
-	}
 	if s == nil {
 		s = d.login.get()
 	}
-	if s == nil {
-		return nil, d.failed("log in", errors.New("the credentials were refused a moment ago"))
+	if s == nil && err == nil {
+		err = errors.New("the credentials were refused a moment ago")
+	}
+	if err != nil {
+		// Whatever is wrong, it says nothing of the VM that the call was about.
+		err = d.failed("log in", err)
+		return nil, &gpuserver.Error{Kind: gpuserver.KindUnavailable, Op: "openstack: log in", Public: gpuserver.PublicText(err), Err: err}
 	}
 	return s, nil
 }

@@ -34,7 +34,7 @@ func TestNoSuchRegion(t *testing.T) {
 	cfg := s.config()
 	cfg.Credentials.Region = "RegionNine"
 	_, err := open(t, cfg).List(t.Context())
-	wantKind(t, err, gpuserver.KindInvalid, "RegionNine", "openstack.region")
+	wantKind(t, err, gpuserver.KindUnavailable, "RegionNine", "openstack.region")
 }
 
 // An openrc file's variables are credentials as well.
@@ -51,7 +51,7 @@ func TestEnvironment(t *testing.T) {
 	create(t, open(t, cfg), "vm-1")
 	t.Setenv("OS_AUTH_URL", "")
 	_, err := open(t, cfg).List(t.Context())
-	wantKind(t, err, gpuserver.KindInvalid, "OS_AUTH_URL")
+	wantKind(t, err, gpuserver.KindUnavailable, "OS_AUTH_URL")
 }
 
 // An application credential is for one project by itself.

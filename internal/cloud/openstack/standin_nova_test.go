@@ -185,7 +185,9 @@ func (s *standin) show(m *machine, r *http.Request) object {
 	if m.Task == "" {
 		o["OS-EXT-STS:task_state"] = nil
 	}
-	if m.Fault != "" {
+	if m.Status == "ERROR" && m.late != "" {
+		m.Fault, m.late = m.late, ""
+	} else if m.Fault != "" {
 		o["fault"] = object{"code": 500, "message": m.Fault, "created": m.Updated.Format(time.RFC3339)}
 	}
 	if len(m.Volumes) > 0 {

@@ -50,7 +50,7 @@ type machine struct {
 	ID, Name, Status, Task, Flavor, Image, UserData, Console string
 	Meta                                                     map[string]string
 	Tags, Volumes, Ports                                     []string
-	Fault                                                    string
+	Fault, late                                              string // late: Nova's fault comes after the status
 	Created, Updated                                         time.Time
 	Body                                                     map[string]any // as it was asked for
 	stuck, hidden, down                                      bool           // never changes; is in no list; its cell is down

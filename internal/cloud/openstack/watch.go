@@ -349,7 +349,9 @@ func (d *Driver) compare(before, now server) {
 	case cloud.StateStopped:
 		d.tell(cloud.Event{VM: now.Name, State: is, Reason: "its server is " + now.Status})
 	case cloud.StateError:
-		d.tell(cloud.Event{VM: now.Name, State: is, Reason: now.vm().Fault})
+		d.start(func() { // off the list's way, as it may take some calls
+			d.tell(cloud.Event{VM: now.Name, State: is, Reason: d.faultOf(d.running, now)})
+		})
 	}
 }
 
