@@ -73,10 +73,22 @@ func (f *Fleet) watchCloud(ctx context.Context, c cloud.Driver) {
 			var v gpuserver.VM
 			err := f.DB.View(ctx, func(tx *store.Tx) (err error) { v, err = tx.VMByName(e.VM); return err })
 			if err == nil && v.Cloud == c.Name() {
-				f.stopped(ctx, v, failure{why: "the VM stopped: " + e.Reason, counts: true, image: true})
+				f.stopped(ctx, v, told(e))
 			}
 		}
 	}
+}
+
+// told says what it means that a cloud told of a VM without a job: one that stopped
+// may have an image to blame, one that failed or was taken away has not.
+func told(e cloud.Event) failure {
+	switch e.State {
+	case cloud.StateError:
+		return lost("the VM failed: " + e.Reason)
+	case cloud.StateRemains:
+		return lost("the VM was lost: " + e.Reason)
+	}
+	return failure{why: "the VM stopped: " + e.Reason, counts: true, image: true}
 }
 
 // stopped follows a VM that is off or gone although we did not ask for it; x

@@ -264,8 +264,9 @@ func (d *Driver) refresh(ctx context.Context) error {
 }
 
 // overlap is by how much two lists of changes overlap, beyond what the list itself
-// took: the times in Nova's database are those of several machines.
-const overlap = time.Minute
+// took: the times in Nova's database are those of several machines. What a worse
+// clock hides is found by the next whole list.
+const overlap = 20 * time.Second
 
 // list reads the servers that changed since the last list, or all of them: at
 // first, every few minutes, and where the cloud does not tell its time.
