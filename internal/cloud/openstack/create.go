@@ -75,10 +75,13 @@ func (d *Driver) exists(name, why string) error {
 	return gpuserver.Errorf(gpuserver.KindConflict, "cloud %s: a VM %q cannot be made: %s", d.cfg.Name, name, why)
 }
 
-// vacant refuses a name that somebody has.
+// vacant refuses a name that somebody has. What is known from the last list is
+// enough: names of ours are used once, and what we made since then is known.
 func (d *Driver) vacant(ctx context.Context, name string) error {
-	if err := d.refresh(ctx); err != nil {
-		return err
+	if !d.watch.recent(d.cfg.times.idle + d.cfg.times.busy) {
+		if err := d.refresh(ctx); err != nil {
+			return err
+		}
 	}
 	if len(d.watch.named(name, d.cfg.Owner)) > 0 {
 		return d.exists(name, "a server of that name is there")

@@ -28,6 +28,7 @@ type watch struct {
 	made    map[string]string    // ids of the servers that this process made, by name
 	since   time.Time            // the cloud's own time up to which the lists are complete; zero: list all
 	fullAt  time.Time            // when all were listed last
+	goodAt  time.Time            // when the last list began that was answered
 	waiting int                  // operations that wait for something to change
 	changed chan struct{}        // closed after each list and each change
 }
@@ -94,6 +95,13 @@ func (w *watch) get(id string) (s server, ok bool) {
 		return server{}, false
 	}
 	return k.server, true
+}
+
+// recent reports whether a list is no older than d.
+func (w *watch) recent(d time.Duration) bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return !w.goodAt.IsZero() && time.Since(w.goodAt) <= d
 }
 
 // blind reports whether there are servers of which not even the name is known,
@@ -197,8 +205,7 @@ func (w *watch) await(ctx context.Context, done func() bool) error {
 func (d *Driver) poll() {
 	t := d.cfg.times
 	failures := 0
-	last := time.Now()
-	next := last
+	next := time.Now()
 	for {
 		timer := time.NewTimer(time.Until(next))
 		select {
@@ -207,20 +214,21 @@ func (d *Driver) poll() {
 			return
 		case <-d.watch.kick:
 			timer.Stop()
-			if soon := last.Add(t.busy); failures == 0 && soon.Before(next) {
+			// Nothing has happened yet to what somebody began to wait for just now.
+			if soon := time.Now().Add(t.busy); failures == 0 && soon.Before(next) {
 				next = soon
 			}
 			continue
 		case <-timer.C:
 		}
+		began := time.Now()
 		err := d.refresh(d.running)
-		last = time.Now()
 		switch {
 		case d.running.Err() != nil:
 			return
 		case err != nil:
 			failures++
-			next = last.Add(min(t.busy<<min(failures, 10), t.maxInterval))
+			next = time.Now().Add(min(t.busy<<min(failures, 10), t.maxInterval))
 			if failures == 1 {
 				d.log.Warn("servers cannot be listed; it is tried again", "err", err)
 			}
@@ -228,9 +236,12 @@ func (d *Driver) poll() {
 		case failures > 0:
 			d.log.Info("servers can be listed again")
 		}
-		failures, next = 0, last.Add(t.idle)
+		failures, next = 0, began.Add(t.idle)
 		if d.watch.busy(d.cfg.Owner) {
-			next = last.Add(t.busy)
+			next = began.Add(t.busy)
+		}
+		if least := time.Now().Add(t.busy / 2); next.Before(least) { // lists that take long
+			next = least
 		}
 		d.dropDoubles()
 	}
@@ -292,6 +303,7 @@ func (d *Driver) list(ctx context.Context) error {
 	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
+	w.goodAt = asked
 	w.since = time.Time{}
 	if !date.IsZero() {
 		w.since = date.Add(-overlap)
