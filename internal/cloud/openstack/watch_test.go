@@ -296,3 +296,48 @@ func TestLaunchRate(t *testing.T) {
 		t.Errorf("%d servers, want 1", n)
 	}
 }
+
+// A list that was asked for before something happened tells of it too late.
+func TestOldNews(t *testing.T) {
+	w := newWatch()
+	now := time.Now()
+	before, after := now.Add(-time.Second), now.Add(time.Second)
+	w.put(server{ID: "1", Name: "vm", Status: "ACTIVE"}, now)
+	w.put(server{ID: "1", Name: "vm", Status: "BUILD"}, before)
+	if s, ok := w.get("1"); !ok || s.Status != "ACTIVE" {
+		t.Errorf("after older news: %+v", s)
+	}
+	w.put(server{ID: "1", Name: "vm", Status: "SHUTOFF"}, after)
+	if s, ok := w.get("1"); !ok || s.Status != "SHUTOFF" {
+		t.Errorf("after newer news: %+v", s)
+	}
+	w.bury("1")
+	w.put(server{ID: "1", Name: "vm", Status: "ACTIVE"}, after)
+	if s, ok := w.get("1"); ok {
+		t.Errorf("a server that is gone is back: %+v", s)
+	}
+}
+
+// A reading that its caller gave up says nothing to those who wait for one.
+func TestReadingGivenUp(t *testing.T) {
+	turns := newTurns()
+	ctx, cancel := context.WithCancel(t.Context())
+	err := turns.do(ctx, func(ctx context.Context) error { cancel(); return ctx.Err() })
+	if err == nil || !turns.began.IsZero() {
+		t.Errorf("error %v, and others would take it for theirs", err)
+	}
+}
+
+func TestStates(t *testing.T) {
+	for status, want := range map[string]cloud.State{
+		"BUILD": cloud.StateBuilding, "ACTIVE": cloud.StateRunning, "REBOOT": cloud.StateRunning, "SHUTOFF": cloud.StateStopped,
+		"PAUSED": cloud.StateStopped, "SHELVED_OFFLOADED": cloud.StateStopped, "ERROR": cloud.StateError, "SOFT_DELETED": cloud.StateRemains,
+	} {
+		if got := (server{Status: status, Power: 1}).state(); got != want {
+			t.Errorf("%s is %s, want %s", status, got, want)
+		}
+	}
+	if got := (server{Status: "ACTIVE", Power: 4}).state(); got != cloud.StateStopped {
+		t.Errorf("a server that is shut down, which Nova did not note yet, is %s", got)
+	}
+}
