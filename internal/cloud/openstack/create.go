@@ -44,7 +44,10 @@ func (d *Driver) Create(ctx context.Context, spec cloud.Spec) (cloud.VM, error) 
 		return cloud.VM{}, err
 	}
 	if err := d.launch.Wait(ctx); err != nil {
-		return cloud.VM{}, d.failed("create "+spec.Name, errors.Join(context.Cause(ctx), err))
+		return cloud.VM{}, &gpuserver.Error{
+			Kind: gpuserver.KindUnavailable, Op: "openstack: create " + spec.Name, Err: err,
+			Public: fmt.Sprintf("cloud %s: VM %s still waited for its turn: %d may be asked for in a minute (openstack.launches_per_minute)", d.cfg.Name, spec.Name, d.cfg.LaunchesPerMinute),
+		}
 	}
 	id, undo, err := d.request(ctx, spec)
 	if err != nil {
