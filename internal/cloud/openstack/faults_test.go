@@ -179,12 +179,12 @@ func TestAnswersToACreate(t *testing.T) {
 // A call that is answered with 429 is repeated after the pause that it names.
 func TestRateLimited(t *testing.T) {
 	s := newStandin(t)
-	left := 2
+	var left atomic.Int32
+	left.Store(2)
 	s.intercept(func(w http.ResponseWriter, r *http.Request, _ http.HandlerFunc) bool {
-		if !is(r, "POST", "/compute/v2.1/servers") || left == 0 {
+		if !is(r, "POST", "/compute/v2.1/servers") || left.Add(-1) < 0 {
 			return false
 		}
-		left--
 		w.Header().Set("Retry-After", "0")
 		answer(w, 429, "")
 		return true
@@ -214,12 +214,11 @@ func TestCutAfterTheCreate(t *testing.T) {
 	for _, made := range []bool{true, false} {
 		t.Run(fmt.Sprintf("carried out: %v", made), func(t *testing.T) {
 			s := newStandin(t)
-			broken := true
+			var cutOnce atomic.Bool
 			s.intercept(func(w http.ResponseWriter, r *http.Request, serve http.HandlerFunc) bool {
-				if !broken || !is(r, "POST", "/compute/v2.1/servers") {
+				if !is(r, "POST", "/compute/v2.1/servers") || cutOnce.Swap(true) {
 					return false
 				}
-				broken = false
 				if !made {
 					serve = nil
 				}
@@ -247,13 +246,13 @@ func TestCutAfterTheCreate(t *testing.T) {
 // second server is deleted, and the VM is listed once.
 func TestLateCreate(t *testing.T) {
 	s := newStandin(t)
-	var late []func()
+	var late atomic.Pointer[object]
 	s.intercept(func(w http.ResponseWriter, r *http.Request, serve http.HandlerFunc) bool {
-		if late != nil || !is(r, "POST", "/compute/v2.1/servers") {
+		if !is(r, "POST", "/compute/v2.1/servers") || late.Load() != nil {
 			return false
 		}
 		b := body(r)
-		late = []func(){func() { s.do(func() { s.boot(httptest.NewRecorder(), b) }) }}
+		late.Store(&b)
 		cut(w, r, nil)
 		return true
 	})
@@ -261,7 +260,7 @@ func TestLateCreate(t *testing.T) {
 	_, err := d.Create(t.Context(), spec(d.cfg, "vm-1"))
 	wantKind(t, err, gpuserver.KindUnavailable)
 	vm := create(t, d, "vm-1")
-	late[0]()
+	s.do(func() { s.boot(httptest.NewRecorder(), *late.Load()) })
 	vms, err := d.List(t.Context())
 	if err != nil || len(vms) != 1 || vms[0].ID != vm.ID {
 		t.Errorf("List gives %+v, %v; want one VM, with the server that its create gave", vms, err)
