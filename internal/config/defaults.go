@@ -63,6 +63,8 @@ func defaults() (Config, map[reflect.Type]any) {
 			},
 		},
 		OpenStack{Call: time.Minute, BuildTimeout: 5 * time.Minute},
+		Declared{Project: DeclaredProject{Domain: "Default"}, Flavors: "public"},
+		DeclaredUser{Domain: "Default", Roles: []string{"member"}},
 		ImageFiles{Format: "qcow2"},
 		GPUs{Count: 1},
 	}

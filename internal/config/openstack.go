@@ -34,6 +34,8 @@ type OpenStack struct {
 	LaunchRate   int           `json:"launches_per_minute,omitempty" range:"0..6000" jsonschema:"VMs that are asked for in a minute. 0: no limit."`
 	BuildTimeout time.Duration `json:"build_timeout,omitempty" range:"10s..1d" jsonschema:"How long Nova may take to make a VM; 2s more for each GiB of its memory."`
 	Emulated     bool          `json:"emulated,omitempty" jsonschema:"The cloud's hypervisors run VMs in software emulation: time-outs are multiplied."`
+
+	Declared *Declared `json:"declared,omitempty" jsonschema:"What gpuserver cloud apply makes there, and gpuserver cloud plan compares. The service does not read it."`
 }
 
 // Endpoints are URLs of an OpenStack's services.
@@ -85,6 +87,10 @@ func (k *checker) openStack(o *OpenStack, path string) {
 				k.bad(path+"."+index(l.name, i), "%q is empty or stands here twice", n)
 			}
 		}
+	}
+	if o.Declared != nil {
+		k.declared(o, path+".declared")
+		k.declaredUse(o, path+".declared")
 	}
 }
 
