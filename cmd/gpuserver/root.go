@@ -19,6 +19,7 @@ func commands() []*cobra.Command {
 		newVMCommand(),
 		newGPUCommand(),
 		newImageCommand(),
+		newCloudCommand(),
 		newHostCommand(),
 		newForgeCommand(),
 		newCirunCommand(),
