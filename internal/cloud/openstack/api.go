@@ -172,3 +172,12 @@ func (s *session) of(service Service) *gophercloud.ServiceClient {
 	}
 	return nil
 }
+
+// FreeCards gives how many devices of a class Placement has to give away; known is
+// false if it may not be asked or has no such class.
+func (a *API) FreeCards(ctx context.Context, class string) (free int, known bool, err error) {
+	return a.d.freeInPlacement(ctx, class)
+}
+
+// OwnerKey is the metadata of a server that says which installation's it is.
+const OwnerKey = ownerKey

@@ -39,6 +39,7 @@ type Cloud struct {
 // login is what a token is good for.
 type login struct {
 	user, project string
+	credential    string // its id; "": it was made by password
 	roles         []string
 }
 

@@ -30,7 +30,7 @@ func (c *Cloud) authenticate(w http.ResponseWriter, r *http.Request) {
 	}
 	for _, o := range c.things["application_credentials"] {
 		if o["id"] == app.ID && o["secret"] == app.Secret {
-			who.user, scope.ID = o["user_id"].(string), o["project_id"].(string)
+			who.user, who.credential, scope.ID = o["user_id"].(string), app.ID, o["project_id"].(string)
 		}
 	}
 	for _, o := range c.things["projects"] {
@@ -65,10 +65,14 @@ func (c *Cloud) token(who login) Object {
 		roles = append(roles, Object{"id": "r-" + r, "name": r})
 	}
 	name := func(collection, id string) any { return c.find(collection, "id", id)[0]["name"] }
-	return Object{
+	answer := Object{
 		"expires_at": "2040-01-01T00:00:00.000000Z", "roles": roles, "catalog": catalog,
 		"project": Object{"id": who.project, "name": name("projects", who.project)}, "user": Object{"id": who.user, "name": name("users", who.user)},
 	}
+	if who.credential != "" {
+		answer["application_credential"] = Object{"id": who.credential, "name": name("application_credentials", who.credential)}
+	}
+	return answer
 }
 
 func (c *Cloud) keystone(q call) {
@@ -135,6 +139,12 @@ func (c *Cloud) credentials(q call) {
 	}
 	if q.who.user != user && !q.admin {
 		q.refuse("identity:list_application_credentials")
+		return
+	}
+	if len(q.path) == 4 {
+		if o, ok := c.one(q, "application_credentials", 3); ok {
+			send(q, 200, Object{"application_credential": o})
+		}
 		return
 	}
 	c.list(q, "application_credentials", func(o Object) bool { return o["user_id"] == user })
