@@ -247,8 +247,10 @@ func TestDeclarationArrives(t *testing.T) {
 		t.Errorf("flavors (-want +got):\n%s", diff)
 	}
 	for _, q := range []struct{ want, got map[string]int64 }{
-		{map[string]int64{"instances": 20, "cores": 128, "ram": 512000}, d.ComputeQuotas}, {map[string]int64{"port": 600}, d.NetworkQuotas},
-		{map[string]int64{"volumes": 7, "gigabytes": 8}, d.VolumeQuotas}, {map[string]int64{"instances": 1}, d.DefaultQuotas},
+		{map[string]int64{"instances": 20, "cores": 128, "ram": 512000}, d.ComputeQuotas},
+		{map[string]int64{"port": 600}, d.NetworkQuotas},
+		{map[string]int64{"volumes": 7, "gigabytes": 8}, d.VolumeQuotas},
+		{map[string]int64{"instances": 1}, d.DefaultQuotas},
 	} {
 		if diff := cmp.Diff(q.want, q.got); diff != "" {
 			t.Errorf("quotas (-want +got):\n%s", diff)

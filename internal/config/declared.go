@@ -101,7 +101,7 @@ func (k *checker) declared(o *OpenStack, path string) {
 	k.foreign(d.Project.Name, path+".project.name")
 	k.foreign(d.Project.Domain, path+".project.domain")
 	if d.Admin != nil && d.Admin.CloudsFile == o.CloudsFile {
-		k.bad(path+".admin.clouds_file", "the service reads this file; keep the administrator's credentials in one of their own")
+		k.bad(path+".admin.clouds_file", "the service reads this file; keep the administrator's credentials in another")
 	}
 	if d.User != nil {
 		k.foreign(d.User.Name, path+".user.name")

@@ -2,6 +2,7 @@ package openstacktest
 
 import (
 	"net/http"
+	"slices"
 	"strings"
 )
 
@@ -69,6 +70,7 @@ func (c *Cloud) flavors(q call) {
 	}
 	switch what := strings.Join(p[2:], "/"); {
 	case what == "" && method == http.MethodDelete:
+		c.things["access"] = slices.DeleteFunc(c.things["access"], func(o Object) bool { return o["flavor"] == p[1] })
 		c.drop(q, "flavors", p[1])
 	case what == "os-extra_specs":
 		for k, v := range q.body("extra_specs") {

@@ -19,8 +19,9 @@ type Result struct {
 // applier carries changes out. What it makes it adds to f, for what comes after.
 type applier struct {
 	*Site
-	f    Found
-	note string
+	f        Found
+	note     string
+	password string // of a user that was made a moment ago
 }
 
 // Apply carries the changes of a plan out that Diff made of f, in order, and tells of
@@ -93,11 +94,16 @@ func (a *applier) project(ctx context.Context, c Change) (err error) {
 	return err
 }
 
-// user makes the user without a password: nobody can log in as it before the
-// application credential is made.
+// user makes the user, with a password that is forgotten once it has made its
+// application credential.
 func (a *applier) user(ctx context.Context, c Change) (err error) {
-	a.f.User, err = a.make(ctx, "user "+c.Name, openstack.Identity, "users", "user",
-		object{"name": c.Name, "domain_id": a.f.UserDomain, "description": a.d.Mark, "enabled": true, "default_project_id": a.f.Project})
+	password := newPassword()
+	a.f.User, err = a.make(ctx, "user "+c.Name, openstack.Identity, "users", "user", object{
+		"name": c.Name, "domain_id": a.f.UserDomain, "description": a.d.Mark, "enabled": true, "default_project_id": a.f.Project, "password": password,
+	})
+	if err == nil {
+		a.password = password
+	}
 	return err
 }
 
@@ -143,7 +149,12 @@ func (a *applier) flavor(ctx context.Context, c Change) error {
 	if err != nil {
 		return err
 	}
-	have.Access, have.Public = nil, a.d.FlavorsPublic
+	for _, project := range have.Access {
+		if err := a.allow(ctx, id, want.Name, project); err != nil {
+			return err
+		}
+	}
+	have.Public = a.d.FlavorsPublic
 	kept := have.Specs
 	have.Specs = map[string]string{}
 	for name, value := range kept {
@@ -194,7 +205,15 @@ func (a *applier) equip(ctx context.Context, id string, have FoundFlavor, want F
 	if a.f.Project == "" {
 		return gpuserver.Errorf(gpuserver.KindNotFound, "the project is not there, which is to use it")
 	}
-	return a.send(ctx, "let the project use flavor "+want.Name, openstack.Compute, "POST", "flavors/"+id+"/action", object{"addTenantAccess": object{"tenant": a.f.Project}})
+	return a.allow(ctx, id, want.Name, a.f.Project)
+}
+
+// allow lets a project use a flavor that is not public.
+func (a *applier) allow(ctx context.Context, id, name, project string) error {
+	if a.d.FlavorsPublic {
+		return nil
+	}
+	return a.send(ctx, "let a project use flavor "+name, openstack.Compute, "POST", "flavors/"+id+"/action", object{"addTenantAccess": object{"tenant": project}})
 }
 
 func (a *applier) specs(ctx context.Context, id string, specs map[string]string) error {

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"time"
 
 	"go.yaml.in/yaml/v4"
 
@@ -55,26 +56,42 @@ func written(file string, err error) error {
 }
 
 func (a *applier) makeCredential(ctx context.Context, name string) (id, secret string, err error) {
-	password := rand.Text()
-	err = a.send(ctx, "give the user a new password", openstack.Identity, "PATCH", "users/"+a.f.User, object{"user": object{"password": password}})
-	if err != nil {
-		return "", "", err
+	if a.password == "" { // the user was there before
+		a.password = newPassword()
+		err = a.send(ctx, "give the user a new password", openstack.Identity, "PATCH", "users/"+a.f.User, object{"user": object{"password": a.password}})
+		if err != nil {
+			return "", "", err
+		}
 	}
-	user, err := a.api.LogInAs(ctx, a.f.User, password, a.f.Project)
-	if err != nil {
-		return "", "", err
-	}
-	defer user.Close()
 	var answer struct {
 		Made struct {
 			ID     string `json:"id"`
 			Secret string `json:"secret"`
 		} `json:"application_credential"`
 	}
-	err = user.Call(ctx, "create application credential "+name, openstack.Identity, "POST", "users/"+a.f.User+"/application_credentials",
-		object{"application_credential": object{"name": name, "description": a.d.Mark}}, &answer)
-	return answer.Made.ID, answer.Made.Secret, err
+	body := object{"application_credential": object{"name": name, "description": a.d.Mark}}
+	// A new password ends the tokens of the user, with a clock of whole seconds: one of
+	// the same second is refused, too.
+	for try := 0; ; try++ {
+		var user *openstack.API
+		if user, err = a.api.LogInAs(ctx, a.f.User, a.password, a.f.Project); err != nil {
+			return "", "", err
+		}
+		err = user.Call(ctx, "create application credential "+name, openstack.Identity, "POST", "users/"+a.f.User+"/application_credentials", body, &answer)
+		user.Close()
+		if gpuserver.KindOf(err) != gpuserver.KindUnavailable || try == 2 {
+			return answer.Made.ID, answer.Made.Secret, err
+		}
+		select {
+		case <-time.After(a.second):
+		case <-ctx.Done():
+			return "", "", ctx.Err()
+		}
+	}
 }
+
+// newPassword gives one that nobody can guess, and that rules for passwords like.
+func newPassword() string { return rand.Text() + "-aZ9!" }
 
 // cloudsFile gives the text of a clouds.yaml for the service.
 func (a *applier) cloudsFile(id, secret string) ([]byte, error) {

@@ -172,8 +172,10 @@ func (x *differ) flavors() {
 		}
 		sizes := func(f FoundFlavor) []Field {
 			return []Field{
-				{"vcpus", number(int64(f.VCPUs)), number(int64(want.VCPUs))}, {"ram", number(f.RAM), number(want.RAM)},
-				{"disk", number(f.Disk), number(want.Disk)}, {"access", reach(f), access},
+				{"vcpus", number(int64(f.VCPUs)), number(int64(want.VCPUs))},
+				{"ram", number(f.RAM), number(want.RAM)},
+				{"disk", number(f.Disk), number(want.Disk)},
+				{"access", reach(f), access},
 			}
 		}
 		alias := Field{aliasSpec, have.Specs[aliasSpec], want.Alias}

@@ -8,6 +8,7 @@ import (
 	"os"
 	"slices"
 	"strconv"
+	"time"
 
 	"gpuserver"
 	"gpuserver/internal/cloud/openstack"
@@ -15,13 +16,16 @@ import (
 
 // Site is a cloud that is looked at and changed.
 type Site struct {
-	api *openstack.API
-	d   Declaration
+	api    *openstack.API
+	d      Declaration
+	second time.Duration // how long a new password may need; tests make it shorter
 }
 
 // New gives a site; the API's credentials are an administrator's, or less: then some
 // kinds cannot be looked at.
-func New(api *openstack.API, d Declaration) *Site { return &Site{api: api, d: d} }
+func New(api *openstack.API, d Declaration) *Site {
+	return &Site{api: api, d: d, second: 1100 * time.Millisecond}
+}
 
 // get reads something.
 func (s *Site) get(ctx context.Context, what string, service openstack.Service, path string, query url.Values, out any) error {

@@ -59,7 +59,9 @@ func siteAs(t *testing.T, who openstack.Credentials, d Declaration) *Site {
 		t.Fatal(err)
 	}
 	t.Cleanup(api.Close)
-	return New(api, d)
+	s := New(api, d)
+	s.second = 0
+	return s
 }
 
 // plan compares.
@@ -187,6 +189,29 @@ func TestCredential(t *testing.T) {
 	}
 }
 
+// Keystone refuses a token of the second in which the password was changed.
+func TestCredentialOfTheSameSecond(t *testing.T) {
+	c := openstacktest.New(t)
+	d := everything(t)
+	c.Add("users", openstacktest.Object{"name": "gpuserver", "domain_id": "default", "password": "of somebody"})
+	s := site(t, c, d)
+	refusals := 2
+	c.Fail(func(method, path string) (int, string) {
+		if method == "POST" && strings.HasSuffix(path, "/application_credentials") && refusals > 0 {
+			refusals--
+			return 401, `{"error": {"code": 401, "message": "The request you have made requires authentication."}}`
+		}
+		return 0, ""
+	})
+	got := apply(t, s, false)
+	if last := got[len(got)-1]; last != "create application credential gpuserver" || refusals != 0 {
+		t.Errorf("%q, %d refusals left", last, refusals)
+	}
+	if u := c.Find("users", "name", "gpuserver"); len(u) != 1 || u[0]["password"] == "of somebody" {
+		t.Errorf("the user is %v", u)
+	}
+}
+
 // A secret that cannot be had leaves no file behind that would stop the next try.
 func TestCredentialFails(t *testing.T) {
 	c := openstacktest.New(t)
@@ -291,6 +316,12 @@ func TestPrivateFlavors(t *testing.T) {
 	}
 	if p, _ := plan(t, s, false); len(p.Changes) > 0 {
 		t.Errorf("%+v", p.Changes)
+	}
+	c.Add("access", openstacktest.Object{"flavor": id, "tenant_id": "p-admin"})
+	c.Edit("flavors", "name", "gpu_large", func(o openstacktest.Object) { o["disk"] = 1 })
+	apply(t, s, false) // deletes it with its list, and makes it anew
+	if got := c.Find("access", "flavor", id); len(got) != 2 {
+		t.Errorf("access after it was replaced: %v", got)
 	}
 	c.Remove("access", "flavor", id)
 	want := []Change{{Update, KindFlavor, "gpu_large", []Field{{"may be used by", "", "gpuserver"}}, ""}}
