@@ -21,7 +21,8 @@ func newCloudCommand() *cobra.Command {
 		Long: `A cloud of type openstack has to have a project, flavors, quotas, a network and so
 on. "openstack.declared" of the cloud in the configuration says which: "cloud plan"
 shows what differs, "cloud apply" makes it so, "cloud check" and "cloud show" look
-at the cloud as it is. Images are the matter of "gpuserver image".
+at the cloud as it is, and "cloud export" writes a declaration of it. Images are the
+matter of "gpuserver image".
 
 With "declared.admin" they log in as the administrator that it names, else as the
 service does; what the credentials may not see or do is named, and the rest goes
@@ -30,7 +31,7 @@ on. The service need not run.`,
   gpuserver cloud apply stack --yes
   gpuserver cloud check stack`,
 	})
-	cmd.AddCommand(newCloudPlanCommand(), newCloudApplyCommand(), newCloudCheckCommand(), newCloudShowCommand())
+	cmd.AddCommand(newCloudPlanCommand(), newCloudApplyCommand(), newCloudCheckCommand(), newCloudShowCommand(), newCloudExportCommand())
 	return cmd
 }
 
@@ -98,7 +99,7 @@ func list(names []string) string {
 func (f *siteFlags) declared(name string) (*config.Config, *config.Cloud, error) {
 	cfg, c, err := f.load(name)
 	if err == nil && c.OpenStack.Declared == nil {
-		err = &exitError{exitUsage, gpuserver.Errorf(gpuserver.KindInvalid, "cloud %s declares nothing: give openstack.declared in the configuration (gpuserver config sample shows it)", name)}
+		err = &exitError{exitUsage, gpuserver.Errorf(gpuserver.KindInvalid, "cloud %s declares nothing: give openstack.declared in the configuration (gpuserver config sample shows it, and gpuserver cloud export %s writes one)", name, name)}
 	}
 	return cfg, c, err
 }

@@ -260,3 +260,34 @@ func TestDeclarationArrives(t *testing.T) {
 		t.Errorf("credential %+v", d.Credential)
 	}
 }
+
+// What is exported is what was declared: with it in the configuration nothing differs.
+func TestCloudExport(t *testing.T) {
+	c := openstacktest.New(t)
+	file := declaredFile(t, c)
+	run(t, "cloud", "apply", "stack", "--yes", "--config", file)
+	c.Add("flavors", openstacktest.Object{"name": "G1 Large", "vcpus": 2, "ram": 4096, "disk": 20, "os-flavor-access:is_public": true, "extra_specs": openstacktest.Object{}})
+	status, out, errs := run(t, "cloud", "export", "stack", "--config", file)
+	if status != 0 || errs != "" {
+		t.Fatalf("status %d, %s", status, errs)
+	}
+	declared, flavors, ok := strings.Cut(out, "# For the configuration itself:\n")
+	text, err := os.ReadFile(file)
+	if err != nil || !ok || !strings.Contains(flavors, `# flavors: [{name: g1-large, flavor: "G1 Large"}, {name: gpu_tiny, flavor: "g1.tiny"}]`) {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	before, rest, _ := strings.Cut(string(text), "      declared:\n")
+	_, models, _ := strings.Cut(rest, "  - {name: pretend, type: fake}\n")
+	models, _, _ = strings.Cut(models, "flavors:\n")
+	indented := "      " + strings.ReplaceAll(strings.TrimSpace(declared[strings.Index(declared, "declared:"):]), "\n", "\n      ")
+	admin := strings.TrimSpace(rest[strings.Index(rest, "admin:"):strings.Index(rest, "project:")])
+	indented = strings.Replace(indented, "declared:\n", "declared:\n        "+admin+"\n", 1)
+	before = strings.Replace(before, "flavors: [{name: gpu_tiny, flavor: g1.tiny}]", `flavors: [{name: gpu_tiny, flavor: g1.tiny}, {name: g1-large, flavor: "G1 Large"}]`, 1)
+	write(t, file, before+indented+"\n"+models+flavors+"images:\n  - {name: debian-12, openstack: {image: debian}}\n")
+	if status, out, errs := run(t, "cloud", "plan", "stack", "--config", file); status != 0 {
+		t.Errorf("plan with what was exported: status %d\n%s%s", status, out, errs)
+	}
+	if status, _, errs := run(t, "cloud", "export", "stack", "--config", file, "--project", "nine"); status != exitUsage || !strings.Contains(errs, `no project "nine"`) {
+		t.Errorf("no such project: status %d, %s", status, errs)
+	}
+}

@@ -28,6 +28,10 @@ func (c *Cloud) neutron(q call) {
 			}
 		}
 		send(q, 201, Object{kind: o})
+	case method == http.MethodGet && len(p) == 2:
+		if o, ok := c.one(q, p[0], 1); ok {
+			send(q, 200, Object{kind: o})
+		}
 	case method == http.MethodGet:
 		c.list(q, p[0], func(o Object) bool {
 			return q.admin || o["project_id"] == q.who.project || o["router:external"] == true

@@ -21,6 +21,7 @@ func (a *applier) network(ctx context.Context, c Change) error {
 	what := "network " + c.Name
 	switch c.Action {
 	case Delete: // its subnets go with it
+		i = slices.IndexFunc(a.f.Networks, func(n FoundNetwork) bool { return n.Name == c.Name && n.Description == a.d.Mark })
 		return a.remove(ctx, what, openstack.Network, "networks/"+a.f.Networks[i].ID)
 	case Update:
 		body := object{"admin_state_up": true}
@@ -73,32 +74,9 @@ func (a *applier) subnet(ctx context.Context, c Change) error {
 
 func (a *applier) router(ctx context.Context, c Change) error {
 	what := "router " + c.Name
-	have, n := one(a.f.Routers, func(r FoundRouter) bool { return r.Name == c.Name })
 	if c.Action == Delete {
-		for _, s := range have.Subnets {
-			err := a.send(ctx, "take "+what+" off its subnet", openstack.Network, "PUT", "routers/"+have.ID+"/remove_router_interface", object{"subnet_id": s})
-			if err != nil && gpuserver.KindOf(err) != gpuserver.KindNotFound {
-				return err
-			}
-		}
-		return a.remove(ctx, what, openstack.Network, "routers/"+have.ID)
-	}
-	gateway := object{"network_id": a.f.External}
-	if n == 0 {
-		body := a.ours(c.Name)
-		body["external_gateway_info"] = gateway
-		id, err := a.make(ctx, what, openstack.Network, "routers", "router", body)
-		if err != nil {
-			return err
-		}
-		have = FoundRouter{ID: id, Name: c.Name, External: a.f.External, Up: true}
-		a.f.Routers = append(a.f.Routers, have)
-	}
-	if have.External != a.f.External || !have.Up {
-		err := a.send(ctx, "change "+what, openstack.Network, "PUT", "routers/"+have.ID, object{"router": object{"external_gateway_info": gateway, "admin_state_up": true}})
-		if err != nil {
-			return err
-		}
+		have, _ := one(a.f.Routers, func(r FoundRouter) bool { return r.Name == c.Name && r.Description == a.d.Mark })
+		return a.removeRouter(ctx, have)
 	}
 	network, err := a.networkID()
 	if err != nil {
@@ -108,10 +86,39 @@ func (a *applier) router(ctx context.Context, c Change) error {
 	if n == 0 {
 		return gpuserver.Errorf(gpuserver.KindNotFound, "the subnet is not there that %s is to join", what)
 	}
+	gateway := object{"network_id": a.f.External}
+	have, n := a.f.routerOf(c.Name, subnet.ID)
+	if n == 0 {
+		body := a.ours(c.Name)
+		body["external_gateway_info"] = gateway
+		id, err := a.make(ctx, what, openstack.Network, "routers", "router", body)
+		if err != nil {
+			return err
+		}
+		have = FoundRouter{ID: id, External: a.f.External, Up: true}
+	}
+	if have.External != a.f.External || !have.Up {
+		err := a.send(ctx, "change "+what, openstack.Network, "PUT", "routers/"+have.ID, object{"router": object{"external_gateway_info": gateway, "admin_state_up": true}})
+		if err != nil {
+			return err
+		}
+	}
 	if slices.Contains(have.Subnets, subnet.ID) {
 		return nil
 	}
 	return a.send(ctx, "join "+what+" with its subnet", openstack.Network, "PUT", "routers/"+have.ID+"/add_router_interface", object{"subnet_id": subnet.ID})
+}
+
+// removeRouter takes a router off its subnets first, else Neutron keeps it.
+func (a *applier) removeRouter(ctx context.Context, r FoundRouter) error {
+	what := "router " + r.Name
+	for _, s := range r.Subnets {
+		err := a.send(ctx, "take "+what+" off its subnet", openstack.Network, "PUT", "routers/"+r.ID+"/remove_router_interface", object{"subnet_id": s})
+		if err != nil && gpuserver.KindOf(err) != gpuserver.KindNotFound {
+			return err
+		}
+	}
+	return a.remove(ctx, what, openstack.Network, "routers/"+r.ID)
 }
 
 // group makes a security group what is declared. What is missing is let through

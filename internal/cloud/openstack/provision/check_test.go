@@ -46,7 +46,7 @@ func TestCheck(t *testing.T) {
 			c.Edit("security-groups", "name", "gpuserver", func(o openstacktest.Object) {
 				o["security_group_rules"] = append(o["security_group_rules"].([]any), door)
 			})
-		}, "security group gpuserver", Warn, "it lets something in: ingress IPv4 tcp port 22-22"},
+		}, "security group gpuserver", Warn, "it lets something in: ingress IPv4 tcp port 22"},
 		{"no network", func(_ *openstacktest.Cloud, n *Needs) { n.Networks[0] = "other" }, "network other", Fail, "sees 0 networks"},
 		{"the service may do all", func(c *openstacktest.Cloud, _ *Needs) {
 			user, project := c.Find("users", "name", "gpuserver")[0]["id"], c.Find("projects", "name", "gpuserver")[0]["id"]

@@ -125,7 +125,7 @@ func (r Rule) String() string {
 	r = r.plain()
 	words := []string{r.Direction, r.Ethertype, cmp.Or(r.Protocol, "any protocol")}
 	if r.First > 0 {
-		words = append(words, fmt.Sprintf("port %d-%d", r.First, r.Last))
+		words = append(words, "port "+r.Ports())
 	}
 	way := "to"
 	if r.Direction == "ingress" {
@@ -138,6 +138,14 @@ func (r Rule) String() string {
 		words = append(words, way, cmp.Or(r.CIDR, "everywhere"))
 	}
 	return strings.Join(words, " ")
+}
+
+// Ports gives the ports of a rule, such as "443" or "8000-8100".
+func (r Rule) Ports() string {
+	if r.First == r.Last {
+		return fmt.Sprint(r.First)
+	}
+	return fmt.Sprintf("%d-%d", r.First, r.Last)
 }
 
 // Everywhere are the rules of a group whose servers may connect to everything, which

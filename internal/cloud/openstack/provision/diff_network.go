@@ -43,6 +43,15 @@ func (f *Found) subnetOf(network string) (FoundSubnet, int) {
 	return one(f.Subnets, func(s FoundSubnet) bool { return s.Network == network && s.CIDR.Addr().Is4() })
 }
 
+// routerOf finds the router that is meant: the one that joins the subnet, whatever it
+// is called, or else the one of the name.
+func (f *Found) routerOf(name, subnet string) (FoundRouter, int) {
+	if r, n := one(f.Routers, func(r FoundRouter) bool { return subnet != "" && slices.Contains(r.Subnets, subnet) }); n > 0 {
+		return r, 1
+	}
+	return one(f.Routers, func(r FoundRouter) bool { return r.Name == name })
+}
+
 func (x *differ) subnet(want *Network, network FoundNetwork) {
 	if !x.known(KindSubnet) {
 		return
@@ -82,7 +91,8 @@ func (x *differ) router(want *Network, network FoundNetwork) {
 		x.byHand(KindRouter, want.Name, "there is no external network %q that it could lead to; an administrator has to make it, or its name has to be corrected", want.External)
 		return
 	}
-	have, n := one(x.f.Routers, func(r FoundRouter) bool { return r.Name == want.Name })
+	subnet, _ := x.f.subnetOf(network.ID)
+	have, n := x.f.routerOf(want.Name, subnet.ID)
 	if n > 1 {
 		x.twice(KindRouter, want.Name, n)
 		return
@@ -96,7 +106,7 @@ func (x *differ) router(want *Network, network FoundNetwork) {
 		leads.Old = fmt.Sprintf("network %s", have.External)
 	}
 	joins := Field{Name: "joins", New: want.Name}
-	if s, n := x.f.subnetOf(network.ID); n > 0 && slices.Contains(have.Subnets, s.ID) {
+	if subnet.ID != "" && slices.Contains(have.Subnets, subnet.ID) {
 		joins.Old = want.Name
 	}
 	switch fields := changed(leads, joins); {

@@ -38,7 +38,8 @@ func (s *Site) get(ctx context.Context, what string, service openstack.Service, 
 // look is one reading of everything.
 type look struct {
 	*Site
-	f Found
+	f   Found
+	all bool // not only what is declared
 }
 
 // Look reads what is there of what is declared. What cannot be read is in Unknown,
@@ -295,7 +296,7 @@ func (l *look) flavors(ctx context.Context) error {
 	}
 	for _, a := range all {
 		declared := slices.ContainsFunc(l.d.Flavors, func(f Flavor) bool { return f.Name == a.Name || f.Name == a.ID })
-		if !declared && (a.Description == "" || a.Description != l.d.Mark) {
+		if !l.all && !declared && (a.Description == "" || a.Description != l.d.Mark) {
 			continue
 		}
 		f, err := l.flavor(ctx, a)

@@ -52,7 +52,7 @@ func (l *look) networkList(ctx context.Context) error {
 	}
 	err := l.list(ctx, "networks", "networks", nil, &answer)
 	for _, n := range answer.Networks {
-		if n.Name == l.d.Network.Name || n.Description == l.d.Mark {
+		if l.all || n.Name == l.d.Network.Name || n.Description == l.d.Mark {
 			l.f.Networks = append(l.f.Networks, FoundNetwork{n.ID, n.Name, n.Description, n.MTU, n.Up})
 		}
 	}
@@ -102,9 +102,6 @@ func (l *look) routers(ctx context.Context) error {
 		return err
 	}
 	for _, r := range answer.Routers {
-		if r.Name != l.d.Network.Name && r.Description != l.d.Mark {
-			continue
-		}
 		f := FoundRouter{ID: r.ID, Name: r.Name, Description: r.Description, Up: r.Up}
 		if r.Gateway != nil {
 			f.External = r.Gateway.Network
@@ -149,7 +146,7 @@ func (l *look) groups(ctx context.Context) error {
 	err := l.list(ctx, "security groups", "security-groups", nil, &answer)
 	for _, g := range answer.Groups {
 		declared := slices.ContainsFunc(l.d.Groups, func(o Group) bool { return o.Name == g.Name })
-		if declared || g.Description == l.d.Mark {
+		if l.all || declared || g.Description == l.d.Mark {
 			l.f.Groups = append(l.f.Groups, g.found())
 		}
 	}

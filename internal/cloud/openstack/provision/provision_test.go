@@ -263,7 +263,7 @@ func TestDrift(t *testing.T) {
 			c.Edit("security-groups", "name", "gpuserver", func(o openstacktest.Object) {
 				o["security_group_rules"] = append(o["security_group_rules"].([]any), openstacktest.Object{"id": "door", "direction": "ingress", "ethertype": "IPv4", "protocol": "tcp", "port_range_min": 22, "port_range_max": 22, "remote_ip_prefix": "0.0.0.0/0"})
 			})
-		}, Change{Update, KindGroup, "gpuserver", []Field{{"rule", "ingress IPv4 tcp port 22-22 from everywhere", ""}}, ""}},
+		}, Change{Update, KindGroup, "gpuserver", []Field{{"rule", "ingress IPv4 tcp port 22 from everywhere", ""}}, ""}},
 		{"a key", func(c *openstacktest.Cloud) {
 			c.Edit("keys", "name", "operator", func(o openstacktest.Object) { o["public_key"] = "ssh-ed25519 BBBB x" })
 		}, Change{Replace, KindKey, "operator", []Field{{"public key", "ssh-ed25519 BBBB x", publicKey}}, ""}},
