@@ -81,7 +81,9 @@ func (c *Cloud) keystone(q call) {
 		send(q, 200, Object{"token": c.token(q.who)})
 		return
 	} else if what == "auth/projects" {
-		c.list(q, "projects", func(o Object) bool { return o["id"] == q.who.project })
+		c.list(q, "projects", func(o Object) bool {
+			return slices.ContainsFunc(c.things["grants"], func(g Object) bool { return g["user"] == q.who.user && g["project"] == o["id"] })
+		})
 		return
 	}
 	if len(p) >= 3 && p[0] == "users" && p[2] == "application_credentials" {

@@ -36,6 +36,8 @@ func (c *Cloud) neutron(q call) {
 		c.list(q, p[0], func(o Object) bool {
 			return q.admin || o["project_id"] == q.who.project || o["router:external"] == true
 		})
+	case method == http.MethodDelete && len(c.find("ports", "device_id", p[1])) > 0:
+		send(q, 409, Object{"NeutronError": Object{"type": "RouterInUse", "message": "Router " + p[1] + " still has ports"}})
 	case method == http.MethodDelete:
 		c.drop(q, p[0], p[1])
 	case len(p) == 3: // add_router_interface and remove_router_interface

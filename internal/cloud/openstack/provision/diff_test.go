@@ -72,6 +72,12 @@ func TestDiff(t *testing.T) {
 		{"a rule in other words", func(_ *Declaration, f *Found) {
 			f.Groups[0].Rules = []Rule{{Direction: "egress", Ethertype: "IPv6", CIDR: "::/0"}, {Direction: "egress", Ethertype: "IPv4", CIDR: "0.0.0.0/0", Protocol: "any"}}
 		}, none},
+		{"what others made", func(_ *Declaration, f *Found) {
+			f.Flavors = append(f.Flavors, FoundFlavor{ID: "o", Flavor: Flavor{Name: "other"}, Description: "theirs"})
+			f.Groups = append(f.Groups, FoundGroup{ID: "o", Name: "other"})
+			f.Networks = append(f.Networks, FoundNetwork{ID: "o", Name: "other"})
+			f.Routers = append(f.Routers, FoundRouter{ID: "o", Name: "other", Description: "theirs"})
+		}, none},
 		{"what is not known", func(_ *Declaration, f *Found) {
 			f.Flavors, f.Unknown[KindFlavor] = nil, "no right"
 		}, Plan{Changes: []Change{}, Unknown: []Unknown{{KindFlavor, "no right"}}, Notes: []string{}}},

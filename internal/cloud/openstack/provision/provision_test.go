@@ -388,6 +388,21 @@ func TestMember(t *testing.T) {
 	}
 }
 
+// A member's other project is not taken for the declared one: it may be in another
+// domain.
+func TestMemberElsewhere(t *testing.T) {
+	c := openstacktest.New(t)
+	d := everything(t)
+	apply(t, site(t, c, d), false)
+	c.Add("projects", openstacktest.Object{"id": "p-other", "name": "other", "domain_id": "else"})
+	c.Add("grants", openstacktest.Object{"user": c.Find("users", "name", "gpuserver")[0]["id"], "project": "p-other", "role": "r-member"})
+	d.Project.Name = "other"
+	p, f := plan(t, siteAs(t, openstack.Credentials{CloudsFile: d.Credential.File, Cloud: "gpuserver"}, d), false)
+	if f.Project != "" || f.Unknown[KindProject] == "" || f.Unknown[KindNetwork] == "" || len(p.Changes) > 0 {
+		t.Errorf("%+v\n%+v", f, p.Changes)
+	}
+}
+
 // One change that fails does not end the others; what depends on it says so.
 func TestApplyGoesOn(t *testing.T) {
 	c := openstacktest.New(t)
