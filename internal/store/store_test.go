@@ -177,6 +177,32 @@ func TestSlotIsHeldByOneLease(t *testing.T) {
 	}
 }
 
+// The history of a VM names its cards as far as they are known.
+func TestHistoryNamesCards(t *testing.T) {
+	db := open(t)
+	for host, c := range map[string]struct {
+		claims []gpuserver.Claim
+		want   string
+	}{
+		"none":  {nil, "gs-none on local/none"},
+		"named": {[]gpuserver.Claim{{Group: 19, Cards: []string{"0000:27:00.0", "0000:28:00.0"}}, {Group: 32, Cards: []string{"0000:44:00.0"}}}, "gs-named on local/named with GPU 0000:27:00.0 and 0000:28:00.0 of group 19, 0000:44:00.0 of group 32"},
+		"one":   {[]gpuserver.Claim{{Group: 0, Cards: []string{""}}}, "gs-one on local/one with a GPU of the cloud's choice"},
+		"two":   {[]gpuserver.Claim{{Group: 0, Cards: []string{""}}, {Group: 1, Cards: []string{""}}}, "gs-two on local/two with 2 GPUs of the cloud's choice"},
+	} {
+		v := gpuserver.VM{Forge: "gh", Cloud: "local", Host: host}
+		update(t, db, func(tx *store.Tx) error {
+			return tx.InsertVM(&v, func(gpuserver.VMID) string { return "gs-" + host }, gpuserver.Lease{Cloud: "local", Host: host, Claims: c.claims})
+		})
+		_ = db.View(t.Context(), func(tx *store.Tx) error {
+			events, err := tx.VMEvents(v.ID)
+			if err != nil || len(events) != 1 || events[0].Text != c.want {
+				t.Errorf("%s: %+v, %v, want the text %q", host, events, err, c.want)
+			}
+			return nil
+		})
+	}
+}
+
 func TestGroupedUpdatesFailAlone(t *testing.T) {
 	db := open(t)
 	boom := errors.New("boom")

@@ -103,10 +103,21 @@ func cardWords(claims []gpuserver.Claim) string {
 		return ""
 	}
 	var cards []string
+	hidden := 0 // which the cloud chooses, and does not name
 	for _, c := range claims {
+		if strings.Join(c.Cards, "") == "" {
+			hidden += len(c.Cards)
+			continue
+		}
 		cards = append(cards, fmt.Sprintf("%s of group %d", strings.Join(c.Cards, " and "), c.Group))
 	}
-	return " with GPU " + strings.Join(cards, ", ")
+	switch {
+	case len(cards) > 0:
+		return " with GPU " + strings.Join(cards, ", ")
+	case hidden == 1:
+		return " with a GPU of the cloud's choice"
+	}
+	return fmt.Sprintf(" with %d GPUs of the cloud's choice", hidden)
 }
 
 // SaveVM writes v's fields without moving its state. KindConflict: the VM is in
