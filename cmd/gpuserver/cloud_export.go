@@ -138,7 +138,11 @@ func exportedRule(r provision.Rule) string {
 	if r.CIDR != "" && r.Ethertype == "IPv6" {
 		text = "cidr: " + quoted(r.CIDR)
 	}
-	if r.Protocol != "" {
+	switch r.Protocol {
+	case "":
+	case "ipv6-icmp": // the range says that it is that of IPv6
+		text += ", protocol: icmp"
+	default:
 		text += ", protocol: " + r.Protocol
 	}
 	if r.First > 0 && (r.Protocol == "tcp" || r.Protocol == "udp") {

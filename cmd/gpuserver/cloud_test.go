@@ -43,7 +43,7 @@ clouds:
         default_quotas: {instances: 1}
         network: {name: guests, mtu: 1450, cidr: 10.30.0.0/22, external: public}
         security_groups:
-          - {name: gpuserver, egress: [{cidr: 0.0.0.0/0, protocol: tcp, ports: "443"}]}
+          - {name: gpuserver, egress: [{cidr: 0.0.0.0/0, protocol: tcp, ports: "443"}, {cidr: "::/0", protocol: icmp}]}
         key_pairs: [{name: operator, public_key: "ssh-ed25519 AAAA operator"}]
   - {name: pretend, type: fake}
 gpu_models:

@@ -62,7 +62,7 @@ func (a *API) Call(ctx context.Context, what string, service Service, method, pa
 	return a.d.ask(ctx, what, func(ctx context.Context, s *session) error {
 		client := s.of(service)
 		if client == nil {
-			return gpuserver.Errorf(gpuserver.KindNotFound, "cloud %s: cannot %s: its catalogue has no %s service", a.d.cfg.Name, what, service)
+			return a.lacks(what, service)
 		}
 		opts := &gophercloud.RequestOpts{JSONBody: in, JSONResponse: out, OkCodes: []int{
 			http.StatusOK, http.StatusCreated, http.StatusAccepted, http.StatusNonAuthoritativeInfo, http.StatusNoContent,
@@ -73,6 +73,20 @@ func (a *API) Call(ctx context.Context, what string, service Service, method, pa
 		_, err := client.Request(ctx, method, client.ServiceURL(strings.ReplaceAll(path, "{project}", s.project)), opts)
 		return err
 	})
+}
+
+// lacks is the error of a call to a service that is not there.
+func (a *API) lacks(what string, service Service) error {
+	return gpuserver.Errorf(gpuserver.KindNotFound, "cloud %s: cannot %s: its catalogue has no %s service", a.d.cfg.Name, what, service)
+}
+
+// Offers fails like Call if a service could not be called at all, and calls nothing.
+func (a *API) Offers(ctx context.Context, what string, service Service) error {
+	s, err := a.d.session(ctx)
+	if err == nil && s.of(service) == nil {
+		err = a.lacks(what, service)
+	}
+	return err
 }
 
 // ProjectID gives the id of the project that the login is for.

@@ -137,7 +137,7 @@ func (e *exporter) groups(ctx context.Context) error {
 		}
 		out := Group{Name: g.Name}
 		for _, r := range g.Rules {
-			if r.Direction == "ingress" || r.Group != "" || !slices.Contains([]string{"", "tcp", "udp", "icmp"}, r.Protocol) {
+			if !r.declarable() {
 				e.note("security group %s: a rule cannot be declared, and apply would delete it: %s", g.Name, r)
 				continue
 			}
@@ -146,4 +146,18 @@ func (e *exporter) groups(ctx context.Context) error {
 		e.out.Groups = append(e.out.Groups, out)
 	}
 	return nil
+}
+
+// declarable reports whether a declaration can say a rule.
+func (r Rule) declarable() bool {
+	switch r.Protocol {
+	case "", "tcp", "udp":
+	case "icmp", "ipv6-icmp":
+		if r.First > 0 { // a type, not a port
+			return false
+		}
+	default:
+		return false
+	}
+	return r.Direction == "egress" && r.Group == ""
 }

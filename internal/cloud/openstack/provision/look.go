@@ -241,9 +241,10 @@ func (l *look) quotas(ctx context.Context) {
 			continue
 		}
 		l.within(q.kind, func() (err error) {
-			if l.f.Project != "" {
-				*q.into, err = l.quotaSet(ctx, q.kind, q.service, q.path+l.f.Project)
+			if l.f.Project == "" { // it has none yet, but whether it can have some is seen
+				return l.api.Offers(ctx, "read "+string(q.kind), q.service)
 			}
+			*q.into, err = l.quotaSet(ctx, q.kind, q.service, q.path+l.f.Project)
 			return err
 		})
 	}

@@ -94,6 +94,30 @@ func apply(t *testing.T, s *Site, prune bool) (lines []string) {
 	return lines
 }
 
+// A cloud without volumes says so before there is a project, too: what cannot be done
+// is no change.
+func TestServiceThatIsMissing(t *testing.T) {
+	c := openstacktest.New(t)
+	d := everything(t)
+	d.VolumeQuotas = map[string]int64{"volumes": 5}
+	s := site(t, c, d)
+	for _, when := range []string{"without a project", "with it"} {
+		p, f := plan(t, s, false)
+		want := []Unknown{{KindVolume, "cloud stack: cannot read volume quotas: its catalogue has no block-storage service"}}
+		if diff := cmp.Diff(want, p.Unknown); diff != "" {
+			t.Errorf("%s (-want +got):\n%s", when, diff)
+		}
+		err := s.Apply(t.Context(), p, f, func(r Result) {
+			if r.Err != nil || r.Kind == KindVolume {
+				t.Errorf("%s: %s %s: %v", when, r.Kind, r.Name, r.Err)
+			}
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
 // An empty cloud gets everything, in an order that works; the second time nothing is
 // left to do, and nothing is called that changes anything.
 func TestApplyTwice(t *testing.T) {
