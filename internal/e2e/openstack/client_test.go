@@ -4,6 +4,7 @@ package openstack
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -92,20 +93,19 @@ func login(t *testing.T, name string) *client {
 	return c
 }
 
-// do sends a request and gives status and text of the answer.
-func (c *client) do(method, service, path string, body any) (int, string) {
-	c.t.Helper()
-	var send io.Reader
+// send sends a request and gives status and text of the answer.
+func (c *client) send(ctx context.Context, method, service, path string, body any) (int, string, error) {
+	var content io.Reader
 	if body != nil {
 		b, err := json.Marshal(body)
 		if err != nil {
-			c.t.Fatal(err)
+			return 0, "", err
 		}
-		send = bytes.NewReader(b)
+		content = bytes.NewReader(b)
 	}
-	req, err := http.NewRequestWithContext(c.t.Context(), method, c.endpoints[service]+path, send)
+	req, err := http.NewRequestWithContext(ctx, method, c.endpoints[service]+path, content)
 	if err != nil {
-		c.t.Fatal(err)
+		return 0, "", err
 	}
 	req.Header.Set("X-Auth-Token", c.token)
 	req.Header.Set("Content-Type", "application/json")
@@ -114,14 +114,21 @@ func (c *client) do(method, service, path string, body any) (int, string) {
 	}
 	resp, err := web.Do(req)
 	if err != nil {
-		c.t.Fatal(err)
+		return 0, "", err
 	}
 	defer resp.Body.Close()
 	text, err := io.ReadAll(resp.Body)
+	return resp.StatusCode, string(text), err
+}
+
+// do is send for what must be answered.
+func (c *client) do(method, service, path string, body any) (int, string) {
+	c.t.Helper()
+	status, text, err := c.send(c.t.Context(), method, service, path, body)
 	if err != nil {
 		c.t.Fatal(err)
 	}
-	return resp.StatusCode, string(text)
+	return status, text
 }
 
 // call is do for what must succeed; out, unless nil, is what the answer is read into.
@@ -206,30 +213,15 @@ func (c *client) settled(id string) server {
 func (c *client) remove(id string) {
 	c.t.Helper()
 	for end := time.Now().Add(limit); ; time.Sleep(100 * time.Millisecond) {
-		status, err := c.deleted(id)
+		status, text, err := c.send(context.Background(), "DELETE", "compute", "/servers/"+id, nil)
 		if err == nil && status == http.StatusNotFound {
 			return
 		}
 		if time.Now().After(end) {
-			c.t.Errorf("server %s is not gone within %s: %d, %v", id, limit, status, err)
+			c.t.Errorf("server %s is not gone within %s: %d %s, %v", id, limit, status, text, err)
 			return
 		}
 	}
-}
-
-// deleted asks for a deletion and gives the status of the answer: 404 at the end.
-func (c *client) deleted(id string) (int, error) {
-	req, err := http.NewRequest("DELETE", c.endpoints["compute"]+"/servers/"+id, nil)
-	if err != nil {
-		return 0, err
-	}
-	req.Header.Set("X-Auth-Token", c.token)
-	resp, err := web.Do(req)
-	if err != nil {
-		return 0, err
-	}
-	resp.Body.Close()
-	return resp.StatusCode, nil
 }
 
 // quota has the administrator set limits of the client's project; -1 is none. They

@@ -6,17 +6,11 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
-	"net"
-	"net/http"
 	"strings"
 	"testing"
 	"time"
 
 	"gpuserver"
-	"gpuserver/internal/forge"
-	"gpuserver/internal/forge/forgetest"
-	"gpuserver/internal/forge/forgetest/runnerclient"
-	"gpuserver/internal/forge/github"
 	"gpuserver/internal/guest"
 )
 
@@ -74,19 +68,6 @@ func (s *service) JobStarted(context.Context, gpuserver.VMID, guest.JobStarted) 
 // Output implements guest.Service.
 func (s *service) Output(context.Context, gpuserver.VMID, string, int64, []byte) error { return nil }
 
-// serve answers on an address of this machine, and gives the URL.
-func serve(t *testing.T, address string, h http.Handler) string {
-	t.Helper()
-	l, err := net.Listen("tcp", address+":0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	s := &http.Server{Handler: h, ReadHeaderTimeout: time.Minute}
-	go func() { _ = s.Serve(l) }() // until Close
-	t.Cleanup(func() { _ = s.Close() })
-	return "http://" + l.Addr().String()
-}
-
 // TestLibvirtServer boots a real server: its console shows the userland, and our
 // agent, which has read the config drive.
 func TestLibvirtServer(t *testing.T) {
@@ -121,68 +102,58 @@ const askAll = `uname -a; hostname; ip addr
 curl -sS --fail --retry 5 --retry-connrefused --max-time 120 http://169.254.169.254/openstack/latest/meta_data.json
 echo; echo the job ran`
 
-// TestLibvirtJob runs a real job of the stand-in for GitHub in a real server.
+// TestLibvirtJob takes a real job all the way, through a service that is configured
+// as docs/openstack.md says: a delivery, a server of Nova's, the job in it, nothing
+// left.
 func TestLibvirtJob(t *testing.T) {
 	need(t, virt)
 	member := login(t, "member")
 	member.quota(login(t, "admin"), unlimited)
-	must := func(err error) {
-		t.Helper()
-		if err != nil {
-			t.Fatal(err)
+	s := newSite(t, `runners:
+  - {name: lab-runner, cloud: openstack, region: RegionOne, instance_type: lab.small, machine_image: debian-12, labels: [cirun-lab]}
+`)
+	s.configure(fmt.Sprintf(`clouds:
+  - name: stack
+    type: openstack
+    serves: [{cloud: openstack, region: RegionOne}]
+    openstack: {clouds_file: %s, cloud: member, networks: [lab], emulated: true}
+flavors:
+  - {name: lab.small, vcpus: 1, memory: 512MiB, disk: 2GiB}
+images:
+  - {name: debian-12, openstack: {image: demo}}
+`, cloudsFile))
+	s.serve()
+	run := s.held("cirun-lab", askAll, 1)
+	s.ready("stack", 1)
+	vm := s.vms()[0]
+	if got := member.named(vm.Name); got.ID != vm.CloudID {
+		t.Errorf("Nova calls %s %s, the service %s", vm.Name, got.ID, vm.CloudID)
+	}
+	// What a person sees while it runs: afterwards Nova has no console any more.
+	listed, console := s.ask("vm", "list"), s.ask("vm", "console", vm.Name)
+	t.Logf("gpuserver vm list:\n%s\ngpuserver vm console, its end:\n%s", listed, console[max(0, len(console)-3000):])
+	if !strings.Contains(listed, vm.Name) || !strings.Contains(listed, "stack/stack") {
+		t.Error("the VM is not listed with its cloud")
+	}
+	for _, want := range []string{"systemd[1]", "msg=phase name=agent"} {
+		if !strings.Contains(console, want) {
+			t.Errorf("the console has no %q", want)
 		}
 	}
-	hub := forgetest.New(forgetest.Config{RunnerLease: 10 * time.Minute})
-	t.Cleanup(func() { _ = hub.Close() })
-	hubURL := serve(t, outside, hub) // for the runner
-	hub.Configure(forgetest.Settings{RunnerURL: &hubURL})
-	_, err := hub.AddOrg(forgetest.Org{Login: "octo-org"})
-	must(err)
-	repo, err := hub.AddRepo(forgetest.Repository{Name: "octo-org/hello"})
-	must(err)
-	run, err := hub.Dispatch(forgetest.RunSpec{Repo: repo.Name, Jobs: []forgetest.JobSpec{{
-		Name: "build", Labels: []string{"gpu"}, Steps: []runnerclient.Step{{Name: "who", Run: askAll}},
-	}}})
-	must(err)
-	app := hub.App()
-	f, err := github.New(t.Context(), github.Config{
-		Name: "hub", BaseURL: serve(t, "127.0.0.1", hub) + "/api/v3", AppID: fmt.Sprint(app.ID), PrivateKey: []byte(app.PrivateKeyPEM),
-	})
-	must(err)
-	t.Cleanup(func() { _ = f.Close() })
-	reg, err := f.RegisterRunner(t.Context(), forge.RunnerSpec{
-		Scope: forge.Scope{Repo: forge.Repo{Name: repo.Name, InstallationID: repo.InstallationID}}, Name: "lab-job", Labels: []string{"gpu"},
-	})
-	must(err)
-	s := &service{beats: make(chan guest.Heartbeat, 1000)}
-	data, err := guest.UserData(guest.Payload{
-		VM: "lab-job", Server: serve(t, outside, guest.Handler(s, slog.New(slog.NewTextHandler(t.Output(), nil)))), Token: token, JITConfig: reg.JITConfig,
-		Repo: repo.Name, RunID: run.ID, RunAttempt: run.Attempt, BeatEvery: time.Second, ReserveMiB: 160,
-	})
-	must(err)
-	id := member.create(newServer{Name: "lab-job", Flavor: "lab.small", Image: member.image("demo"), ConfigDrive: true, UserData: data})
-	if got := member.settled(id); got.Status != "ACTIVE" {
-		t.Fatal(got)
-	}
-	job := hub.Jobs(forgetest.JobFilter{Run: run.ID})[0]
-	eventually(t, "the job ends", func() string {
-		if job = hub.Jobs(forgetest.JobFilter{Run: run.ID})[0]; job.Status != "completed" {
-			return fmt.Sprintf("it is %s; the console:\n%s", job.Status, member.console(id))
-		}
-		return ""
-	})
-	text, err := hub.Log(job.ID)
-	must(err)
+	s.release()
+	job := s.succeeded(run)[0]
+	text, err := s.hub.Log(job.ID)
+	s.ok(err)
 	t.Logf("the job's log:\n%s", text)
-	if job.Conclusion != "success" || !strings.Contains(text, "Z the job ran") || !strings.Contains(text, id) {
-		t.Errorf("the job's conclusion is %q, want success, its last words and the server's id", job.Conclusion)
+	if !strings.Contains(text, "Z the job ran") || !strings.Contains(text, vm.CloudID) {
+		t.Errorf("the job's log lacks its last words, or its server's id %s", vm.CloudID)
 	}
-	// The agent powers the server off after its job, and Nova notices.
-	eventually(t, "the server is off", func() string {
-		var got struct{ Server server }
-		if member.call("GET", "compute", "/servers/"+id, nil, &got); got.Server.Status != "SHUTOFF" {
-			return got.Server.String()
+	s.nothingLeft(member)
+	shown := s.ask("job", "show", fmt.Sprint(vm.MadeFor))
+	t.Logf("gpuserver job show:\n%s", shown)
+	for _, want := range []string{vm.Name, "success", gpuserver.PhaseAgent, gpuserver.PhaseJobEnded, gpuserver.PhaseGone} {
+		if !strings.Contains(shown, want) {
+			t.Errorf("job show has no %q", want)
 		}
-		return ""
-	})
+	}
 }

@@ -33,7 +33,7 @@ const outside = "198.18.0.1"
 const limit = 10 * time.Minute
 
 func TestMain(m *testing.M) {
-	if cloudsFile == "" || (mode != fake && mode != virt) {
+	if cloudsFile == "" || program == "" || (mode != fake && mode != virt) {
 		fmt.Fprintln(os.Stderr, "these tests need the cloud of scripts/openstack-lab: run scripts/test-openstack")
 		os.Exit(1)
 	}
