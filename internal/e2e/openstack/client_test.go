@@ -109,8 +109,11 @@ func (c *client) send(ctx context.Context, method, service, path string, body an
 	}
 	req.Header.Set("X-Auth-Token", c.token)
 	req.Header.Set("Content-Type", "application/json")
-	if service == "compute" {
+	switch service {
+	case "compute":
 		req.Header.Set("X-OpenStack-Nova-API-Version", "2.90")
+	case "placement":
+		req.Header.Set("OpenStack-API-Version", "placement 1.39")
 	}
 	resp, err := web.Do(req)
 	if err != nil {

@@ -23,7 +23,7 @@ const declaredCloud = `clouds:
       cloud: gpuserver
       networks: [guests]
       security_groups: [gpuserver]
-      gpus: [{model: tesla-v100, count: 4}]
+      gpus: [{model: tesla-v100, count: 4, resource_class: CUSTOM_PCI_10DE_1DB4}]
 %s      declared:
         admin: {clouds_file: %s, cloud: admin}
 %s`
@@ -81,7 +81,7 @@ func words(args ...string) []string { return args }
 // of "gpuserver cloud".
 func TestDeclared(t *testing.T) {
 	need(t, fake)
-	d := &declaration{newSite(t, "runners:\n  - {name: plain, cloud: stack, instance_type: plain, machine_image: debian-12, labels: [cirun-plain]}\n"), login(t, "admin")}
+	d := &declaration{newSite(t, "runners:\n"+entry("plain", "stack", "plain", "cirun-plain")+entry("gpu", "stack", "gpu_small", "cirun-gpu")), login(t, "admin")}
 	d.undeclare()
 	t.Cleanup(d.undeclare)
 	d.declare(declaredSite)
@@ -97,6 +97,7 @@ func TestDeclared(t *testing.T) {
 		{"what is no longer declared", pruneFlavor},
 		{"a service that is missing", volumesMissing},
 		{"check and show", checkAndShow},
+		{"cards in Placement", cardsInPlacement},
 		{"export", exportAll},
 		{"a member cannot tell", memberPlans},
 		{"the service works with the credential", serviceWorks},
@@ -187,6 +188,22 @@ func checkAndShow(d *declaration) {
 	d.cloud(0, words("show"), "nova-compute", "nova-scheduler", "0/512000", "0 of 20 used", "No servers.")
 }
 
+// cardsInPlacement has Placement tell of cards as a newer Nova would: that of the
+// laboratory reports none.
+func cardsInPlacement(d *declaration) {
+	const class = "CUSTOM_PCI_10DE_1DB4"
+	d.cloud(0, words("check"), "warn   cards in Placement "+class, "it does not tell")
+	var provider struct{ UUID string }
+	d.admin.call("POST", "placement", "/resource_providers", map[string]any{"name": "cards"}, &provider)
+	d.admin.call("PUT", "placement", "/resource_classes/"+class, nil, nil)
+	d.admin.call("PUT", "placement", "/resource_providers/"+provider.UUID+"/inventories", map[string]any{
+		"resource_provider_generation": 0, "inventories": map[string]any{class: map[string]int{"total": 3}},
+	}, nil)
+	d.cloud(0, words("check"), "pass   cards in Placement "+class, "3 free")
+	d.admin.call("DELETE", "placement", "/resource_providers/"+provider.UUID, nil, nil)
+	d.admin.call("DELETE", "placement", "/resource_classes/"+class, nil, nil)
+}
+
 // exportAll puts what was exported in the place of what was declared.
 func exportAll(d *declaration) {
 	out := d.cloud(0, words("export"), "# volume quotas could not be looked at")
@@ -205,26 +222,37 @@ func exportAll(d *declaration) {
 	d.declare(declaredSite)
 }
 
-// memberPlans has the service's own credential look: what it may not see is named.
+// memberPlans has the service's own credential look and change: what it may not do is
+// named.
 func memberPlans(d *declaration) {
-	text, err := os.ReadFile(d.file)
-	d.ok(err)
-	admin := fmt.Sprintf("        admin: {clouds_file: %s, cloud: admin}\n", cloudsFile)
-	d.write("gpuserver.yaml", strings.Replace(string(text), admin, "", 1))
-	out := d.cloud(2, words("plan"), "not looked at: user: ", "identity:list_domains", "not looked at: default quotas: ", "No changes in what could be looked at.")
+	const admin = "        admin: {clouds_file: %s, cloud: admin}\n"
+	asMember := func(site string) {
+		d.configure(fmt.Sprintf(strings.Replace(declaredCloud, admin, "", 1), declaredNames, site) + declaredFlavors + declaredImages)
+	}
+	asMember(declaredSite)
+	out := d.cloud(2, words("plan"), "not looked at: user: ", "identity:list_domains", "not looked at: default quotas: ", "os_compute_api:os-quota-class-sets:show", "No changes in what could be looked at.")
 	if strings.Contains(out, "not looked at: flavor") || strings.Contains(out, "not looked at: network") {
 		d.t.Error("a member sees flavors and networks")
 	}
+	asMember(strings.Replace(declaredSite, "instances: 20", "instances: 21", 1))
+	d.cloud(1, words("apply", "--yes"), "compute quotas gpuserver: FAILED: ", "os_compute_api:os-quota-sets:update")
 	d.declare(declaredSite)
 }
 
-// serviceWorks has the service take a job with the credential that was made for it.
+// serviceWorks has the service take jobs with the credential that was made for it.
 func serviceWorks(d *declaration) {
 	project := d.list("identity", "/projects?name=gpuserver", "projects")[0].ID
 	playGuests(d.t, d.admin, project)
 	d.serve()
 	d.succeeded(d.dispatch("cirun-plain", "true", 1))
-	eventually(d.t, "its server is gone", func() string {
+	gpu := d.held("cirun-gpu", "true", 1)
+	d.ready("stack", 1)
+	vm := d.vms()[0].Name
+	d.cloud(0, words("check"), "pass   PciPassthroughFilter and alias tesla-v100", "server "+vm+" has a card by it")
+	d.cloud(0, words("show"), "1 of 20 used", "4 of 128 used", vm, "ours", "tesla-v100:1")
+	d.release()
+	d.succeeded(gpu)
+	eventually(d.t, "no server is left", func() string {
 		there, err := d.admin.handed(d.t.Context(), project)
 		if err != nil || len(there) > 0 || len(d.vms()) > 0 {
 			return fmt.Sprint(there, err, d.ask("vm", "list"))

@@ -107,14 +107,13 @@ func mixed(t *testing.T) (s *site, admin, member *client) {
 			t.Error(err)
 		}
 	})
-	const entry = "  - {name: %s, cloud: %s, instance_type: %s, machine_image: debian-12, labels: [%s]}\n"
 	s = newSite(t, "runners:\n"+
-		fmt.Sprintf(entry, "cpu", "stack", "lab.nano", "cirun-cpu")+
-		fmt.Sprintf(entry, "gpu", "stack", "gpu_tiny", "cirun-gpu")+
-		fmt.Sprintf(entry, "stack-first", "stack", "gpu_tiny", "cirun-either")+
-		fmt.Sprintf(entry, "local-second", "local", "gpu_tiny", "cirun-either")+
-		fmt.Sprintf(entry, "local-first", "local", "gpu_tiny", "cirun-other")+
-		fmt.Sprintf(entry, "stack-second", "stack", "gpu_tiny", "cirun-other"))
+		entry("cpu", "stack", "lab.nano", "cirun-cpu")+
+		entry("gpu", "stack", "gpu_tiny", "cirun-gpu")+
+		entry("stack-first", "stack", "gpu_tiny", "cirun-either")+
+		entry("local-second", "local", "gpu_tiny", "cirun-either")+
+		entry("local-first", "local", "gpu_tiny", "cirun-other")+
+		entry("stack-second", "stack", "gpu_tiny", "cirun-other"))
 	s.configure(fmt.Sprintf(`clouds:
   - name: stack
     type: openstack

@@ -81,6 +81,11 @@ func newSite(t *testing.T, entries string) *site {
 	return s
 }
 
+// entry is a runner entry for newSite; a label of several means each of them, in order.
+func entry(name, cloud, flavor, label string) string {
+	return fmt.Sprintf("  - {name: %s, cloud: %s, instance_type: %s, machine_image: debian-12, labels: [%s]}\n", name, cloud, flavor, label)
+}
+
 func (s *site) must(_ any, err error) { s.t.Helper(); s.ok(err) }
 
 func (s *site) ok(err error) {
