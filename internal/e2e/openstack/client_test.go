@@ -164,6 +164,7 @@ type newServer struct {
 	Networks    []map[string]string `json:"networks"`
 	ConfigDrive bool                `json:"config_drive,omitempty"`
 	UserData    []byte              `json:"user_data,omitempty"`
+	Metadata    map[string]string   `json:"metadata,omitempty"`
 }
 
 // image and network give the id of what has that name.

@@ -96,9 +96,13 @@ func localGPUs(t *testing.T) string {
 	return serve(t, "127.0.0.1", c.Handler())
 }
 
+// never is longer than a test takes.
+const never = "1h"
+
 // mixed is an installation with an OpenStack and a cloud in memory. Its ledger has
-// one card more than Nova. Nothing reads the clouds' room anew while it runs.
-func mixed(t *testing.T) (s *site, admin, member *client) {
+// one card more than Nova. The clouds' room and VMs are read anew as often as every
+// says.
+func mixed(t *testing.T, every string) (s *site, admin, member *client) {
 	t.Helper()
 	admin, member = login(t, "admin"), login(t, "member")
 	member.quota(admin, unlimited)
@@ -128,8 +132,8 @@ flavors:
   - {name: gpu_tiny, vcpus: 4, memory: 2GiB, disk: 20GiB, gpus: {model: tesla-v100}}
 images:
   - {name: debian-12, openstack: {image: empty}, fake: {}}
-reconcile: {clouds: 1h}
-`, cloudsFile, localGPUs(t)))
+reconcile: {clouds: %s}
+`, cloudsFile, localGPUs(t), every))
 	playGuests(t, admin, member.project)
 	s.serve()
 	eventually(t, "the clouds' room is known", func() string {
@@ -192,7 +196,7 @@ func (s *site) waits(why string) (job gpuserver.Job) {
 // leaves no failed server; one that may go elsewhere does.
 func TestServiceNoValidHost(t *testing.T) {
 	need(t, fake)
-	s, _, member := mixed(t)
+	s, _, member := mixed(t, never)
 	four := s.held("cirun-gpu", "true", 4)
 	s.ready("stack", 4)
 	fifth := s.held("cirun-gpu", "true", 1)
@@ -222,7 +226,7 @@ func TestServiceNoValidHost(t *testing.T) {
 // the cloud that its label names first is full.
 func TestServiceFallsBackToOpenStack(t *testing.T) {
 	need(t, fake)
-	s, _, member := mixed(t)
+	s, _, member := mixed(t, never)
 	both := s.held("cirun-other", "true", 2)
 	s.ready("local", 1)
 	s.ready("stack", 1)
@@ -237,7 +241,7 @@ func TestServiceFallsBackToOpenStack(t *testing.T) {
 // is room.
 func TestServiceQuota(t *testing.T) {
 	need(t, fake)
-	s, admin, member := mixed(t)
+	s, admin, member := mixed(t, never)
 	member.quota(admin, map[string]any{"instances": 0})
 	run := s.dispatch("cirun-cpu", "true", 1)
 	job := s.waits("Quota exceeded for instances")
@@ -248,6 +252,55 @@ func TestServiceQuota(t *testing.T) {
 		t.Errorf("there are servers: %d %s", status, text)
 	}
 	member.quota(admin, unlimited)
+	s.succeeded(run)
+	s.nothingLeft(member)
+}
+
+// TestServiceRepairs has things happen behind the service's back: it is killed while
+// it has a server, a server of its own is there that it knows nothing of, and somebody
+// deletes the one that waits for a job. What is not its own stays.
+func TestServiceRepairs(t *testing.T) {
+	need(t, fake)
+	s, _, member := mixed(t, "1s")
+	run := s.held("cirun-cpu", "true", 1)
+	s.ready("stack", 1)
+	before := s.vms()[0]
+	s.ok(s.server.cmd.Process.Kill())
+	<-s.server.done
+	s.serve()
+	s.ready("stack", 1)
+	if after := s.vms()[0]; after.CloudID != before.CloudID {
+		t.Errorf("after it was killed the service has server %s in place of %s", after.CloudID, before.CloudID)
+	}
+
+	var got struct {
+		Server struct{ Metadata map[string]string }
+	}
+	member.call("GET", "compute", "/servers/"+before.CloudID, nil, &got)
+	ask := newServer{Name: "lab-orphan", Flavor: "lab.nano", Image: member.image("empty"), Metadata: got.Server.Metadata}
+	orphan := member.create(ask)
+	ask.Name, ask.Metadata = "somebody", nil
+	stranger := member.create(ask)
+	eventually(t, "the orphan is deleted", func() string {
+		if status, text := member.do("GET", "compute", "/servers/"+orphan, nil); status != http.StatusNotFound {
+			return text
+		}
+		return ""
+	})
+
+	member.remove(before.CloudID)
+	eventually(t, "the job has another server", func() string {
+		if vms := s.vms(); len(vms) != 1 || vms[0].CloudID == before.CloudID || vms[0].State != gpuserver.VMReady {
+			return s.ask("vm", "list")
+		}
+		return ""
+	})
+	t.Logf("gpuserver job show:\n%s", s.ask("job", "show", fmt.Sprint(before.MadeFor)))
+	if got := member.settled(stranger); got.Status != "ACTIVE" {
+		t.Errorf("the server that is not ours: %v", got)
+	}
+	member.remove(stranger)
+	s.release()
 	s.succeeded(run)
 	s.nothingLeft(member)
 }
