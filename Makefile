@@ -19,7 +19,7 @@ MODE ?= fake
 
 .PHONY: help
 help: ## Say what can be made
-	@grep -hE '^[a-z-]+:.*## ' $(firstword $(MAKEFILE_LIST)) | awk -F ':.*## ' '{ printf "  make %-14s %s\n", $$1, $$2 }'
+	@grep -hE '^[a-z-]+:.*## ' $(firstword $(MAKEFILE_LIST)) | awk -F ':.*## ' '{ printf "  make %-16s %s\n", $$1, $$2 }'
 
 # go build is quick when nothing changed, and knows better than make what did.
 .PHONY: build
@@ -84,6 +84,12 @@ fuzz: ## Fuzz each parser for FUZZTIME (30s)
 bench: build ## Measure the service and write the figures to BENCH_OUT (out/bench.json)
 	@mkdir -p "$$(dirname '$(BENCH_OUT)')" >&2
 	@scripts/bench '$(BENCH_OUT)' >&2
+
+.PHONY: bench-openstack
+bench-openstack: build ## Measure the driver for OpenStack on a real one, and write the figures to BENCH_OUT
+	@scripts/setup openstack >&2
+	@mkdir -p "$$(dirname '$(BENCH_OUT)')" >&2
+	@scripts/bench-openstack '$(BENCH_OUT)' >&2
 
 .PHONY: lint
 lint: ## Check the source: go vet, staticcheck, gofumpt, go mod tidy, shellcheck

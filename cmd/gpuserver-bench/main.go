@@ -1,7 +1,7 @@
 // Command gpuserver-bench measures the service and writes its figures as JSON.
 //
 //	gpuserver-bench --out FILE [--part NAME]... [--dir DIR] [--server PROGRAM]
-//	gpuserver-bench --table FILE [--section figures|week]
+//	gpuserver-bench --table FILE [--section figures|week|openstack]
 //
 // make bench calls it through scripts/bench. What the figures mean is in
 // docs/performance.md. The program is also the forge, the cloud and the load,
@@ -81,18 +81,20 @@ func parse(args []string, stderr io.Writer) (c command, err error) {
 	if err != nil {
 		cache = "."
 	}
-	c.sections = []string{"figures", "week"}
+	c.sections = []string{"figures", "week", "openstack"}
 	c.options = bench.Options{Self: self, Size: bench.FullSize(), Progress: stderr}
 	f := flag.NewFlagSet("gpuserver-bench", flag.ContinueOnError)
 	f.SetOutput(stderr)
 	f.StringVar(&c.out, "out", "-", "`file` for the figures; - is standard output")
 	f.StringVar(&c.table, "table", "", "print the Markdown table of a `file` of figures, and measure nothing")
-	f.Func("section", "print only this `section` of the table: figures or week (default both)", func(s string) error {
+	f.Func("section", "print only this `section` of the table: figures, week or openstack (default all)", func(s string) error {
 		c.sections = []string{s}
 		return nil
 	})
 	f.StringVar(&c.options.Server, "server", filepath.Join(filepath.Dir(self), "gpuserver"), "the `program` to measure")
 	f.StringVar(&c.options.Dir, "dir", filepath.Join(cache, "gpuserver", "bench"), "`folder` on a real disk for the databases; emptied again")
+	f.StringVar(&c.options.Clouds, "clouds", "", "clouds.yaml `file` for the parts openstack-…; entries admin and member")
+	f.BoolVar(&c.options.LeaveServers, "leave-servers", false, "the cloud is ended anyway: leave the servers there")
 	f.BoolVar(&c.options.Keep, "keep", false, "keep logs and databases in that folder")
 	f.Func("part", "measure only this `part`; may be repeated (see below)", func(s string) error {
 		c.options.Parts = append(c.options.Parts, strings.Split(s, ",")...)
@@ -102,14 +104,18 @@ func parse(args []string, stderr io.Writer) (c command, err error) {
 		c.options.Environment = append(c.options.Environment, s)
 		return nil
 	})
+	f.Func("onto", "add to a `file` of figures: parts that are not measured now stay", func(s string) (err error) {
+		c.options.Onto, err = bench.ReadReport(s)
+		return err
+	})
 	small := f.Bool("small", false, "show in seconds that all parts work; the figures mean nothing")
 	f.Usage = func() {
-		fmt.Fprintln(stderr, "gpuserver-bench measures the service and writes its figures as JSON.\n\n  gpuserver-bench --out FILE [--part NAME]...\n  gpuserver-bench --table FILE [--section figures|week]\n\nFlags:")
+		fmt.Fprintln(stderr, "gpuserver-bench measures the service and writes its figures as JSON.\n\n  gpuserver-bench --out FILE [--part NAME]...\n  gpuserver-bench --table FILE [--section figures|week|openstack]\n\nFlags:")
 		f.PrintDefaults()
 		fmt.Fprintln(stderr, "\nParts:")
 		names, what := bench.Parts()
 		for i, n := range names {
-			fmt.Fprintf(stderr, "  %-8s %s\n", n, what[i])
+			fmt.Fprintf(stderr, "  %-16s %s\n", n, what[i])
 		}
 	}
 	if err := f.Parse(args); err != nil {

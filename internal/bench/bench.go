@@ -36,6 +36,13 @@ type Size struct {
 	MemorySettle  time.Duration // how long memory is sampled
 	Restarts      int           // kills
 	RestartQueued int           // jobs that wait meanwhile
+	StackPairs    int           // single VMs on a real OpenStack, beside as many of a bare client
+	StackBurst    int           // VMs at once there
+	StackBursts   int           // how often, beside as many of the bare client
+	StackOurs     int           // of the service that are alive when idle calls are counted
+	StackLive     int           // with those of others in the project
+	StackSettle   time.Duration // before that is
+	StackIdle     time.Duration // how long calls are counted
 }
 
 // FullSize is what the published figures are taken with.
@@ -44,6 +51,7 @@ func FullSize() Size {
 		Singles: 300, SinglesLate: 100, SinglesPerS: 20, Burst: 1000, LimitedJobs: 1000, LimitedFor: 2 * time.Minute,
 		IntakeFor: 10 * time.Second, IntakePerS: 2000, LiveVMs: 1000, MemoryVMs: 5000, MemorySettle: 15 * time.Second,
 		Restarts: 7, RestartQueued: 300,
+		StackPairs: 20, StackBurst: 100, StackBursts: 1, StackOurs: 50, StackLive: 500, StackSettle: 30 * time.Second, StackIdle: 2 * time.Minute,
 	}
 }
 
@@ -53,6 +61,7 @@ func SmallSize() Size {
 		Singles: 4, SinglesLate: 2, SinglesPerS: 20, Burst: 20, LimitedJobs: 10, LimitedFor: time.Second,
 		IntakeFor: time.Second, IntakePerS: 100, LiveVMs: 5, MemoryVMs: 10, MemorySettle: time.Second,
 		Restarts: 1, RestartQueued: 3,
+		StackPairs: 1, StackBurst: 2, StackBursts: 1, StackOurs: 2, StackLive: 4, StackSettle: time.Second, StackIdle: time.Second,
 	}
 }
 
@@ -66,26 +75,34 @@ type Options struct {
 	Progress io.Writer // lines for people
 	// Environment is added to the service's: for profiles of it.
 	Environment []string
-	Keep        bool // keeps the folder, with logs and databases
+	Onto        Report // measured before: parts that are not measured now stay
+	Keep        bool   // keeps the folder, with logs and databases
+
+	Clouds       string // the clouds.yaml for the parts openstack-…, with entries admin and member
+	LeaveServers bool   // whoever started that cloud ends it anyway
 }
 
 type part struct {
 	name string
 	what string
 	run  func(*bench) error
+	only bool // by its name, not with all others
 }
 
 // parts are in the order of the report.
 var parts = []part{
-	{"machine", "the machine and its disk", (*bench).machine},
-	{"idle", "memory without work", (*bench).idle},
-	{"single", "single jobs, forge at 0 and 150 ms", (*bench).single},
-	{"burst", "jobs at once, forge at 0 and 150 ms, limits off", (*bench).bursts},
-	{"limits", "jobs at once with GitHub's limits on", (*bench).limits},
-	{"intake", "deliveries, without VMs and with many", (*bench).intake},
-	{"memory", "memory with many VMs", (*bench).memory},
-	{"restart", "kill -9 to the first create call", (*bench).restart},
-	{weekPart, "a simulated week of jobs with GPUs, three ways", (*bench).week},
+	{"machine", "the machine and its disk", (*bench).machine, false},
+	{"idle", "memory without work", (*bench).idle, false},
+	{"single", "single jobs, forge at 0 and 150 ms", (*bench).single, false},
+	{"burst", "jobs at once, forge at 0 and 150 ms, limits off", (*bench).bursts, false},
+	{"limits", "jobs at once with GitHub's limits on", (*bench).limits, false},
+	{"intake", "deliveries, without VMs and with many", (*bench).intake, false},
+	{"memory", "memory with many VMs", (*bench).memory, false},
+	{"restart", "kill -9 to the first create call", (*bench).restart, false},
+	{weekPart, "a simulated week of jobs with GPUs, three ways", (*bench).week, false},
+	{"openstack-single", "a real OpenStack: single jobs beside a bare client (needs --clouds)", stack((*stackWorld).pairs), true},
+	{"openstack-burst", "… jobs at once beside a bare client", stack((*stackWorld).bursts), true},
+	{"openstack-idle", "… calls while nothing happens", stack((*stackWorld).idles), true},
 }
 
 // Parts gives the names of what can be measured, with a few words on each.
@@ -108,7 +125,7 @@ type bench struct {
 // Run measures and gives the report. On an error the report holds what was
 // measured until then.
 func Run(ctx context.Context, o Options) (Report, error) {
-	b := &bench{Options: o, ctx: ctx, began: time.Now()}
+	b := &bench{Options: o, ctx: ctx, began: time.Now(), report: o.Onto}
 	chosen, err := choose(o.Parts)
 	if err != nil {
 		return b.report, err
@@ -130,6 +147,7 @@ func Run(ctx context.Context, o Options) (Report, error) {
 		if err := p.run(b); err != nil {
 			return b.report, fmt.Errorf("%s: %w", p.name, err)
 		}
+		b.report.Parts = slices.DeleteFunc(b.report.Parts, func(old Part) bool { return old.Name == p.name })
 		b.report.Parts = append(b.report.Parts, Part{Name: p.name, Seconds: round(time.Since(start).Seconds(), 1)})
 	}
 	b.report.TakenAt = b.began.UTC().Truncate(time.Second)
@@ -138,7 +156,7 @@ func Run(ctx context.Context, o Options) (Report, error) {
 
 func choose(names []string) ([]part, error) {
 	if len(names) == 0 {
-		return parts, nil
+		return slices.DeleteFunc(slices.Clone(parts), func(p part) bool { return p.only }), nil
 	}
 	var out []part
 	for _, p := range parts {

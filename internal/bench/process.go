@@ -117,7 +117,12 @@ func (b *bench) startRole(log, role string, args string) (*process, string, erro
 // until waits for a condition that gives "" once it holds, else what is still
 // missing. It asks every pause.
 func until(ctx context.Context, pause time.Duration, what string, cond func() (string, error)) error {
-	ctx, cancel := context.WithTimeout(ctx, patience)
+	return untilWithin(ctx, patience, pause, what, cond)
+}
+
+// untilWithin is until with a limit of its own.
+func untilWithin(ctx context.Context, limit, pause time.Duration, what string, cond func() (string, error)) error {
+	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
 	for {
 		missing, err := cond()

@@ -30,6 +30,7 @@ type Report struct {
 	Restarts   Restarts   `json:"restarts"`
 	RoundTrips RoundTrips `json:"round_trips"`
 	Week       Week       `json:"week"`
+	*OpenStack            // nil: not measured
 	Parts      []Part     `json:"parts"`
 	TakenAt    time.Time  `json:"taken_at"`
 }

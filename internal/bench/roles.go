@@ -54,6 +54,12 @@ func ServeRole(ctx context.Context) (bool, error) {
 			return true, err
 		}
 		return true, serveCloud(ctx, a)
+	case "proxy":
+		var a proxyArgs
+		if err := json.Unmarshal(args, &a); err != nil {
+			return true, err
+		}
+		return true, serveProxy(ctx, a)
 	case "load":
 		return true, serveLoad(ctx, os.Stdin, os.Stdout)
 	default:

@@ -96,7 +96,7 @@ func TestMemoryIsNoDisk(t *testing.T) {
 
 func TestPartsHaveNames(t *testing.T) {
 	names, what := Parts()
-	if d := cmp.Diff([]string{"machine", "idle", "single", "burst", "limits", "intake", "memory", "restart", "week"}, names); d != "" || len(what) != len(names) {
+	if d := cmp.Diff([]string{"machine", "idle", "single", "burst", "limits", "intake", "memory", "restart", "week", "openstack-single", "openstack-burst", "openstack-idle"}, names); d != "" || len(what) != len(names) {
 		t.Error(d)
 	}
 }

@@ -89,17 +89,23 @@ func WriteWeek(w io.Writer, r Report) error {
 	return err
 }
 
-// WriteSection writes one section of docs/performance.md, "figures" or "week";
-// nothing if the report has not measured it.
+// WriteSection writes one section of docs/performance.md, "figures", "week" or
+// "openstack"; nothing if the report has not measured it.
 func WriteSection(w io.Writer, r Report, section string) error {
-	measured := slices.ContainsFunc(r.Parts, func(p Part) bool { return p.Name != weekPart && section == "figures" || p.Name == section })
+	own := []string{weekPart, stackSection} // sections of parts whose names begin so
+	measured := slices.ContainsFunc(r.Parts, func(p Part) bool {
+		name, _, _ := strings.Cut(p.Name, "-")
+		return name == section || section == "figures" && name != "machine" && !slices.Contains(own, name)
+	})
 	switch {
-	case section != "figures" && section != weekPart:
-		return gpuserver.Errorf(gpuserver.KindInvalid, "bench: there is no section %q; there are figures and %s", section, weekPart)
+	case section != "figures" && !slices.Contains(own, section):
+		return gpuserver.Errorf(gpuserver.KindInvalid, "bench: there is no section %q; there are figures, %s", section, strings.Join(own, ", "))
 	case !measured:
 		return nil
 	case section == weekPart:
 		return WriteWeek(w, r)
+	case section == stackSection:
+		return WriteStack(w, r)
 	}
 	return WriteTable(w, r)
 }

@@ -26,7 +26,7 @@ type world struct {
 	forge *forgetest.Client
 	cloud *fake.Admin
 
-	forgeURL, cloudURL    string
+	forgeURL              string
 	hooks, agent, apiAddr string
 
 	forgeProc, cloudProc, server *process
@@ -57,7 +57,29 @@ access_control:
 )
 
 // newWorld starts forge and cloud and fills them; serve starts the service.
-func (b *bench) newWorld(name string, f forgeArgs, c cloudArgs) (w *world, err error) {
+func (b *bench) newWorld(name string, f forgeArgs, c cloudArgs) (*world, error) {
+	return b.newWorldOn(name, f, func(w *world) (clouds string, err error) {
+		var addr string
+		if w.cloudProc, addr, err = b.startRole(filepath.Join(w.dir, "cloud.log"), "cloud", text(c)); err != nil {
+			return "", err
+		}
+		w.cloud = fake.NewAdmin("http://" + addr)
+		return fmt.Sprintf(`clouds:
+  - name: local
+    type: fake
+    serves: [{cloud: openstack, region: RegionOne}]
+    fake: {url: http://%s}
+flavors:
+  - {name: small, vcpus: 1, memory: 1GiB, disk: 10GiB}
+images:
+  - {name: debian, fake: {}}
+`, addr), nil
+	})
+}
+
+// newWorldOn starts the forge and fills it; clouds starts the cloud and gives the
+// part of the configuration with clouds, flavors and images.
+func (b *bench) newWorldOn(name string, f forgeArgs, clouds func(*world) (string, error)) (w *world, err error) {
 	w = &world{b: b, ctx: b.ctx}
 	defer func() {
 		if err != nil {
@@ -73,11 +95,7 @@ func (b *bench) newWorld(name string, f forgeArgs, c cloudArgs) (w *world, err e
 		return w, err
 	}
 	w.forgeURL = "http://" + addr
-	if w.cloudProc, addr, err = b.startRole(filepath.Join(w.dir, "cloud.log"), "cloud", text(c)); err != nil {
-		return w, err
-	}
-	w.cloudURL = "http://" + addr
-	w.forge, w.cloud = &forgetest.Client{URL: w.forgeURL}, fake.NewAdmin(w.cloudURL)
+	w.forge = &forgetest.Client{URL: w.forgeURL}
 	for _, a := range []*string{&w.hooks, &w.agent, &w.apiAddr} {
 		if *a, err = freePort(); err != nil {
 			return w, err
@@ -86,7 +104,11 @@ func (b *bench) newWorld(name string, f forgeArgs, c cloudArgs) (w *world, err e
 	if err = w.populate(); err != nil {
 		return w, err
 	}
-	return w, w.configure(f)
+	places, err := clouds(w)
+	if err != nil {
+		return w, err
+	}
+	return w, w.configure(f, places)
 }
 
 func text(v any) string {
@@ -139,7 +161,7 @@ const noBudget = "budget: {points_per_minute: 100000, registrations_per_hour: 10
 
 // configure writes the configuration: defaults, but for addresses, names and,
 // where the forge has no limits, the budget.
-func (w *world) configure(f forgeArgs) error {
+func (w *world) configure(f forgeArgs, clouds string) error {
 	app, err := w.forge.App(w.ctx)
 	if err != nil {
 		return err
@@ -160,16 +182,7 @@ forges:
     private_key: {file: %s}
     webhook_secrets: [{file: %s}]
     %s
-clouds:
-  - name: local
-    type: fake
-    serves: [{cloud: openstack, region: RegionOne}]
-    fake: {url: %s}
-flavors:
-  - {name: small, vcpus: 1, memory: 1GiB, disk: 10GiB}
-images:
-  - {name: debian, fake: {}}
-`, w.path("data"), w.hooks, w.agent, w.apiAddr, w.path("api.sock"), w.forgeURL, app.ID, w.path("app.pem"), w.path("secret"), budget, w.cloudURL)
+%s`, w.path("data"), w.hooks, w.agent, w.apiAddr, w.path("api.sock"), w.forgeURL, app.ID, w.path("app.pem"), w.path("secret"), budget, clouds)
 	for name, text := range map[string]string{"app.pem": app.PrivateKeyPEM, "secret": webhookSecret, "gpuserver.yaml": cfg} {
 		if err := os.WriteFile(w.path(name), []byte(text), 0o600); err != nil {
 			return gpuserver.Wrap(gpuserver.KindUnavailable, "bench: write "+name, err)
