@@ -74,14 +74,25 @@ func WriteStack(w io.Writer, r Report) error {
 	line := func(what, target, format string, args ...any) {
 		fmt.Fprintf(&b, "| %s | %s | %s |\n", what, fmt.Sprintf(format, args...), target)
 	}
-	line("webhook → ACTIVE ÷ bare client, one VM", "< 1.10", "%.3f (p50 %.2f s and %.2f s, %d pairs)", o.Overhead1, d.WebhookToActive.P50/1000, d.BareToActive.P50/1000, d.WebhookToActive.N)
-	line(fmt.Sprintf("the same, %d VMs, %d creates at once", d.Burst.N, d.Burst.Workers), "≤ 1", "%.3f (%s s and %s s)", o.Overhead100, list(d.Burst.Ours), list(d.Burst.Bare))
+	measured := func(what string) bool {
+		return slices.ContainsFunc(r.Parts, func(p Part) bool { return p.Name == stackSection+"-"+what })
+	}
+	if measured("single") {
+		line("webhook → ACTIVE ÷ bare client, one VM", "< 1.10", "%.3f (p50 %.2f s and %.2f s, %d pairs)", o.Overhead1, d.WebhookToActive.P50/1000, d.BareToActive.P50/1000, d.WebhookToActive.N)
+	}
+	if measured("burst") {
+		line(fmt.Sprintf("the same, %d VMs, %d creates at once", d.Burst.N, d.Burst.Workers), "≤ 1", "%.3f (%s s and %s s)", o.Overhead100, list(d.Burst.Ours), list(d.Burst.Bare))
+	}
 	for _, i := range d.Idle {
 		line(fmt.Sprintf("calls a minute, %d VMs alive, %d of them ours", i.VMs, i.Ours), "not per VM", "%.1f", i.PerMinute)
 	}
-	line("calls of one VM's life", "≤ 3 and 2", "%s", o.CallsPerVM)
-	line("… with the shared lists, one VM at a time", "", "%s", d.AllCalls1)
-	line(fmt.Sprintf("… with the shared lists, %d at once", d.Burst.N), "", "%s", d.AllCalls100)
+	if measured("single") {
+		line("calls of one VM's life", "≤ 3 and 2", "%s", o.CallsPerVM)
+		line("… with the shared lists, one VM at a time", "", "%s", d.AllCalls1)
+	}
+	if measured("burst") {
+		line(fmt.Sprintf("… with the shared lists, %d at once", d.Burst.N), "", "%s", d.AllCalls100)
+	}
 	b.WriteString("\nThe calls of one VM's life: ")
 	for i, what := range slices.Sorted(maps.Keys(d.OwnCalls)) {
 		if i > 0 {

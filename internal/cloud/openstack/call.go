@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/tls"
 	"errors"
+	"net"
 	"net/http"
 	"strconv"
 	"sync"
@@ -14,8 +15,9 @@ import (
 
 // wire is the present login's HTTP connections.
 type wire struct {
-	mu  sync.Mutex
-	now *http.Transport
+	dial func(ctx context.Context, network, address string) (net.Conn, error) // nil: the usual way
+	mu   sync.Mutex
+	now  *http.Transport
 }
 
 // open gives a transport for a new login; that of the one before ends once it is
@@ -23,6 +25,9 @@ type wire struct {
 func (w *wire) open(conf *tls.Config) *http.Transport {
 	t := http.DefaultTransport.(*http.Transport).Clone()
 	t.TLSClientConfig = conf
+	if w.dial != nil {
+		t.DialContext = w.dial
+	}
 	t.MaxIdleConnsPerHost, t.IdleConnTimeout = 32, 30*time.Second
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -52,7 +57,7 @@ func (d *Driver) ask(ctx context.Context, what string, call func(context.Context
 		if err != nil {
 			return err
 		}
-		err = d.once(ctx, s, call)
+		err = d.within(ctx, func(ctx context.Context) error { return call(ctx, s) })
 		if err == nil {
 			return nil
 		}
@@ -69,10 +74,11 @@ func (d *Driver) ask(ctx context.Context, what string, call func(context.Context
 // maxLimited is how often a call is repeated that the cloud answers with 429.
 const maxLimited = 3
 
-func (d *Driver) once(ctx context.Context, s *session, call func(context.Context, *session) error) error {
+// within makes a call within the time that one may take.
+func (d *Driver) within(ctx context.Context, call func(context.Context) error) error {
 	ctx, cancel := context.WithTimeout(ctx, d.cfg.CallTimeout)
 	defer cancel()
-	return call(ctx, s)
+	return call(ctx)
 }
 
 // refused reports whether not even a new token was accepted.

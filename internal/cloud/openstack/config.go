@@ -2,6 +2,8 @@ package openstack
 
 import (
 	"cmp"
+	"context"
+	"net"
 	"time"
 
 	"gpuserver"
@@ -38,6 +40,7 @@ type Config struct {
 	CallTimeout   time.Duration // of one HTTP request; default 60 s
 
 	times times
+	dial  func(ctx context.Context, network, address string) (net.Conn, error) // in place of the network; tests have one in memory
 }
 
 // Credentials say who we are: an entry of a clouds.yaml, or the OS_* variables.

@@ -267,15 +267,23 @@ func (d *Driver) awaitActive(ctx context.Context, spec cloud.Spec, id string, un
 	defer cancel()
 	var s server
 	var there bool
-	err := d.watch.await(wait, func() bool {
+	over := func() bool {
 		s, there = d.watch.get(id)
 		return !there || s.state() != cloud.StateBuilding
-	})
+	}
+	err := d.watch.await(wait, over)
+	var unknown error
+	if err != nil && ctx.Err() == nil { // the lists may have missed it; asking is the proof
+		unknown = d.look(ctx, id)
+		if over() {
+			err = nil
+		}
+	}
 	switch {
 	case ctx.Err() != nil: // it stays, and is found by its name
 		return cloud.VM{}, d.failed("wait for "+spec.Name, ctx.Err())
-	case err != nil && d.refresh(ctx) != nil:
-		return cloud.VM{}, gpuserver.Errorf(gpuserver.KindUnavailable, "cloud %s: whether VM %s was made within %s is not known: servers cannot be listed", d.cfg.Name, spec.Name, limit)
+	case err != nil && unknown != nil:
+		return cloud.VM{}, gpuserver.Errorf(gpuserver.KindUnavailable, "cloud %s: whether VM %s was made within %s is not known: its server cannot be read", d.cfg.Name, spec.Name, limit)
 	case err != nil:
 		return cloud.VM{}, d.giveUp(spec.Name, id, undo, gpuserver.Errorf(gpuserver.KindUnavailable,
 			"cloud %s: the server of VM %s was still being built (%s) after %s; it is deleted", d.cfg.Name, spec.Name, strings.ToLower(s.Status+" "+s.Task), limit))

@@ -60,7 +60,7 @@ func Open(cfg Config, log *slog.Logger) (*Driver, error) {
 	running, stop := context.WithCancel(context.Background())
 	d := &Driver{
 		cfg: cfg, log: log.With("cloud", cfg.Name),
-		wire: &wire{}, watch: newWatch(), parts: newParts(), names: newNames(), found: newDirectory(), spools: newConsoles(),
+		wire: &wire{dial: cfg.dial}, watch: newWatch(), parts: newParts(), names: newNames(), found: newDirectory(), spools: newConsoles(),
 		launch: rate.NewLimiter(rate.Inf, 1), login: login{turns: newTurns()},
 		events: make(chan cloud.Event, 256), running: running, stop: stop,
 	}

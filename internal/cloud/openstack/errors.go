@@ -69,7 +69,7 @@ func judge(a gophercloud.ErrUnexpectedResponseCode) (gpuserver.Kind, string) {
 		return gpuserver.KindCapacity, said
 	case a.Actual == http.StatusForbidden:
 		return gpuserver.KindRefused, said + "; the credential lacks this right (docs/openstack.md lists them)"
-	case a.Actual == http.StatusNotFound && !json.Valid(a.Body):
+	case a.Actual == http.StatusNotFound && !itsOwn(a.Body):
 		return gpuserver.KindUnavailable, said + "; that is not OpenStack's own answer: a proxy before it may have lost its way"
 	case a.Actual == http.StatusNotFound:
 		return gpuserver.KindNotFound, said
@@ -84,6 +84,23 @@ func judge(a gophercloud.ErrUnexpectedResponseCode) (gpuserver.Kind, string) {
 		return gpuserver.KindInvalid, said
 	}
 	return gpuserver.KindUnavailable, said + "; it is asked again by itself"
+}
+
+// itsOwn reports whether the body of an error is one of OpenStack's services', and
+// not of a proxy before them: only then does a 404 mean that something is gone.
+// Source: the API references of Nova and Cinder (itemNotFound), Neutron
+// (NeutronError), Keystone (error), Placement (errors).
+func itsOwn(body []byte) bool {
+	var parsed map[string]json.RawMessage
+	if json.Unmarshal(body, &parsed) != nil {
+		return false
+	}
+	for _, key := range []string{"itemNotFound", "NeutronError", "error", "errors"} {
+		if _, ok := parsed[key]; ok {
+			return true
+		}
+	}
+	return false
 }
 
 // overQuota reports whether an answer means that a quota is used up. Nova says 403
@@ -110,6 +127,8 @@ func unanswered(err error) string {
 		return "it did not answer in time"
 	case errors.Is(err, context.Canceled):
 		return "the call was ended"
+	case errors.Is(err, errNotNova):
+		return err.Error()
 	case errors.As(err, &syntax):
 		return "its answer is no JSON; something else than OpenStack may answer at this address"
 	}

@@ -29,6 +29,7 @@ type server struct {
 	Name     string            `json:"name"`
 	Status   string            `json:"status"`
 	Created  time.Time         `json:"created"`
+	Updated  time.Time         `json:"updated"` // by the clock of Nova's database
 	HostID   string            `json:"hostId"`
 	Host     string            `json:"OS-EXT-SRV-ATTR:host"` // for administrators
 	Task     string            `json:"OS-EXT-STS:task_state"`

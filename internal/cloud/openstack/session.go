@@ -81,8 +81,6 @@ func (d *Driver) session(ctx context.Context) (*session, error) {
 		if s = d.login.get(); s != nil {
 			return nil
 		}
-		ctx, cancel := context.WithTimeout(ctx, d.cfg.CallTimeout)
-		defer cancel()
 		if s, err = d.logIn(ctx); err != nil {
 			return err
 		}
@@ -117,7 +115,7 @@ func (d *Driver) logIn(ctx context.Context) (*session, error) {
 	}
 	provider.HTTPClient = http.Client{Transport: d.wire.open(id.tls)}
 	provider.UserAgent.Prepend("gpuserver")
-	if err := openstack.Authenticate(ctx, provider, id.auth); err != nil {
+	if err := d.within(ctx, func(ctx context.Context) error { return openstack.Authenticate(ctx, provider, id.auth) }); err != nil {
 		return nil, err
 	}
 	granted, ok := provider.GetAuthResult().(tokens.CreateResult)
@@ -139,7 +137,7 @@ func (d *Driver) logIn(ctx context.Context) (*session, error) {
 	if err := d.locate(s, catalog, id); err != nil {
 		return nil, err
 	}
-	if err := d.negotiate(ctx, s); err != nil {
+	if err := d.within(ctx, func(ctx context.Context) error { return d.negotiate(ctx, s) }); err != nil {
 		return nil, err
 	}
 	d.log.Info("logged in", "project", project.Name, "nova", s.compute.Endpoint, "microversion", cmp.Or(s.compute.Microversion, "2.1"))

@@ -65,7 +65,15 @@ type piece struct {
 }
 
 func newStandin(t *testing.T) *standin {
-	s := &standin{
+	s := emptyStandin(t)
+	s.http = httptest.NewServer(s)
+	t.Cleanup(s.http.Close)
+	return s
+}
+
+// emptyStandin is a stand-in that answers nowhere yet.
+func emptyStandin(t *testing.T) *standin {
+	return &standin{
 		t: t, tokens: map[string]bool{}, secret: "secret", newest: "2.93", page: 1000, cards: 4,
 		quota: map[string]int64{"maxTotalInstances": 100, "maxTotalCores": 400, "maxTotalRAMSize": 1 << 20},
 		sizes: map[string]size{
@@ -75,9 +83,6 @@ func newStandin(t *testing.T) *standin {
 		},
 		images: map[string]string{"debian": "11111111-2222-3333-4444-555555555555"},
 	}
-	s.http = httptest.NewServer(s)
-	t.Cleanup(s.http.Close)
-	return s
 }
 
 // config gives a configuration for the stand-in, with quick lists.
@@ -220,7 +225,11 @@ func send(w http.ResponseWriter, status int, body any) {
 }
 
 func fault(w http.ResponseWriter, status int, message string) {
-	send(w, status, object{"fault": object{"code": status, "message": message}})
+	kind := "fault"
+	if status == http.StatusNotFound {
+		kind = "itemNotFound"
+	}
+	send(w, status, object{kind: object{"code": status, "message": message}})
 }
 
 func body(r *http.Request) (b object) {

@@ -2,6 +2,7 @@ package openstack
 
 import (
 	"context"
+	"errors"
 	"net/http"
 	"net/url"
 	"slices"
@@ -27,6 +28,7 @@ type watch struct {
 	unnamed map[string]bool      // ids that are in a cell which is down and were never seen before
 	made    map[string]string    // ids of the servers that this process made, by name
 	since   time.Time            // the cloud's own time up to which the lists are complete; zero: list all
+	newest  time.Time            // the newest time that Nova noted of a server, by its own clock
 	fullAt  time.Time            // when all were listed last
 	goodAt  time.Time            // when the last list began that was answered
 	waiting int                  // operations that wait for something to change
@@ -140,6 +142,15 @@ func (w *watch) putLocked(s server, asked time.Time) (before server, had, took b
 	delete(w.unnamed, s.ID)
 	w.servers[s.ID] = &known{s, asked}
 	return before, had, true
+}
+
+// noted keeps the newest time that Nova gave.
+func (w *watch) noted(at time.Time) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if at.After(w.newest) {
+		w.newest = at
+	}
 }
 
 // bury notes that a server is gone for good; it gives what was known of it.
@@ -304,9 +315,14 @@ func (d *Driver) list(ctx context.Context) error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.goodAt = asked
+	// A gateway before Nova may tell another time than Nova notes, and one host of
+	// Nova's than another: the earlier of the two holds.
 	w.since = time.Time{}
-	if !date.IsZero() {
+	if !date.IsZero() && !w.newest.IsZero() {
 		w.since = date.Add(-overlap)
+		if own := w.newest.Add(-overlap); own.Before(w.since) {
+			w.since = own
+		}
 	}
 	if full {
 		w.fullAt = asked
@@ -325,6 +341,7 @@ func (d *Driver) merge(found []server, asked time.Time, full bool) (missing []st
 	there := map[string]bool{}
 	for _, s := range found {
 		there[s.ID] = true
+		d.watch.noted(s.Updated)
 		if s.Status == "DELETED" {
 			d.lost(s.ID)
 			continue
@@ -388,6 +405,9 @@ func (d *Driver) look(ctx context.Context, id string) error {
 	}
 	err := d.ask(ctx, "read a server", func(ctx context.Context, s *session) error {
 		_, err := s.compute.Get(ctx, s.compute.ServiceURL("servers", id), &answer, &gophercloud.RequestOpts{OkCodes: []int{http.StatusOK}})
+		if err == nil && answer.Server.ID != id {
+			err = errNotNova
+		}
 		return err
 	})
 	if gpuserver.KindOf(err) == gpuserver.KindNotFound || err == nil && answer.Server.Status == "DELETED" {
@@ -405,6 +425,9 @@ func (d *Driver) look(ctx context.Context, id string) error {
 	d.watch.wake()
 	return nil
 }
+
+// errNotNova is an answer that is JSON, but not what Nova says.
+var errNotNova = errors.New("its answer lacks what was asked for; something else than OpenStack may answer at this address")
 
 // pageSize is how many servers are asked for at once; the cloud may give fewer.
 const pageSize = 1000
@@ -425,6 +448,9 @@ func (d *Driver) read(ctx context.Context, query url.Values) (found []server, da
 		var header http.Header
 		err := d.ask(ctx, "list servers", func(ctx context.Context, s *session) error {
 			resp, err := s.compute.Get(ctx, s.compute.ServiceURL("servers", "detail")+"?"+query.Encode(), &page, &gophercloud.RequestOpts{OkCodes: []int{http.StatusOK}})
+			if err == nil && page.Servers == nil { // no list is not an empty one
+				err = errNotNova
+			}
 			if err == nil {
 				header = resp.Header
 			}

@@ -123,10 +123,9 @@ func TestListsAskForChanges(t *testing.T) {
 		return false
 	})
 	d := open(t, s.still())
-	for range 2 {
-		if _, err := d.List(t.Context()); err != nil {
-			t.Fatal(err)
-		}
+	create(t, d, "vm-1")
+	if _, err := d.List(t.Context()); err != nil {
+		t.Fatal(err)
 	}
 	s.do(func() {
 		first, last := queries[0], queries[len(queries)-1]
