@@ -172,6 +172,7 @@ const (
 	ReasonForgeBudget ReasonClass = "forge_budget" // the forge's rate limit
 	ReasonUnreachable ReasonClass = "unreachable"  // a cloud or the forge cannot be reached
 	ReasonImageHeld   ReasonClass = "image_held"   // the image was held after repeated failures
+	ReasonSuspended   ReasonClass = "suspended"    // its flavor is suspended on the cloud: the ledger has room, and the cloud found no host
 	ReasonStarting    ReasonClass = "starting"     // its VM is being made
 	ReasonNoAccess    ReasonClass = "no_access"    // a policy refuses it
 	ReasonNoRunner    ReasonClass = "no_runner"    // no runner entry matches its labels

@@ -26,12 +26,13 @@ matter of "gpuserver image".
 
 With "declared.admin" they log in as the administrator that it names, else as the
 service does; what the credentials may not see or do is named, and the rest goes
-on. The service need not run.`,
+on. The service need not run, but for "cloud resume", which ends the suspension of a
+flavor for which the cloud found no host.`,
 		Example: `  gpuserver cloud plan stack
   gpuserver cloud apply stack --yes
   gpuserver cloud check stack`,
 	})
-	cmd.AddCommand(newCloudPlanCommand(), newCloudApplyCommand(), newCloudCheckCommand(), newCloudShowCommand(), newCloudExportCommand())
+	cmd.AddCommand(newCloudPlanCommand(), newCloudApplyCommand(), newCloudCheckCommand(), newCloudShowCommand(), newCloudExportCommand(), newCloudResumeCommand())
 	return cmd
 }
 

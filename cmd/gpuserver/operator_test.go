@@ -304,6 +304,7 @@ func TestCompletions(t *testing.T) {
 		"job show \x00":          "3\tqueued octo/hello test (3)\n",
 		"vm console \x00":        "gs-2\tbusy on local/node1\n",
 		"image release \x00":     "old\n",
+		"cloud resume \x00":      "stack\n",
 		"job list --state \x00q": "queued\n",
 	} {
 		words := append([]string{"__complete"}, strings.Split(strings.TrimSuffix(args, " "), " ")...)

@@ -144,7 +144,8 @@ func (s *server) newFleet(ctx context.Context) (*fleet.Fleet, error) {
 		RerunOnGPU: j.RerunOnGPUFailure,
 		Limits: fleet.Limits{
 			Boot: j.BootTimeout, EmulationFactor: j.EmulationFactor, Idle: j.IdleTimeout, Job: j.TimeLimit, Grace: j.Grace,
-			Retries: j.Retries, RetryAfter: j.RetryAfter, HoldImageAfter: j.HoldImageAfter, Registrations: 64, Creates: 64,
+			Retries: j.Retries, RetryAfter: j.RetryAfter, HoldImageAfter: j.HoldImageAfter,
+			SuspendAfter: j.SuspendFlavorAfter, SuspendOver: j.SuspendFlavorOver, SuspendFor: j.SuspendFlavorFor, Registrations: 64, Creates: 64,
 		},
 		Every: fleet.Intervals{Clouds: r.Clouds, Jobs: r.Jobs, Runners: r.Runners},
 	}

@@ -22,8 +22,8 @@ func newStatusCommand() *cobra.Command {
 		Use:   "status",
 		Short: "Show the server at a glance",
 		Long: `Shows whether the server can take jobs, its queue, VMs, hosts with their room,
-clouds, forges with what is left of their limits, images that are held, and GPUs
-that no VM gets, with what to do about each.
+clouds, forges with what is left of their limits, images that are held, flavors that
+are suspended on a cloud, and GPUs that no VM gets, with what to do about each.
 
 Exit status: 0 the server is ready, 1 it is not or cannot be reached.
 ` + serverHelp,
@@ -86,6 +86,7 @@ func printStatus(w io.Writer, s api.Status) error {
 		{[]string{"CLOUD", "TYPE", "UP", "ABOUT"}, cloudRows(s.Clouds)},
 		{[]string{"FORGE", "TYPE", "UP", "CALLS LEFT", "ABOUT"}, forgeRows(s.Forges)},
 		{[]string{"IMAGE", "FAILURES", "HELD", "WHY"}, imageRows(s.Images)},
+		{[]string{"CLOUD", "FLAVOR", "FAILURES", "SUSPENDED", "TRIED AFTER", "WHY"}, suspendedRows(s.Suspended)},
 		{[]string{"GPU", "HOST", "ADDRESS", "STATE", "SINCE", "WHY"}, outRows(s.GPUs.Out)},
 	} {
 		if len(section.rows) == 0 {
@@ -96,7 +97,20 @@ func printStatus(w io.Writer, s api.Status) error {
 			return err
 		}
 	}
+	for _, f := range s.Suspended {
+		if _, err := fmt.Fprintf(w, "\nFlavor %s is suspended on %s: see the usual causes with gpuserver cloud check %s, end it with gpuserver cloud resume %s %s.\n",
+			printable(f.Flavor), printable(f.Cloud), printable(f.Cloud), printable(f.Cloud), printable(f.Flavor)); err != nil {
+			return err
+		}
+	}
 	return printGPUHelp(w, s.GPUs.Out)
+}
+
+func suspendedRows(flavors []api.SuspendedFlavor) (rows [][]string) {
+	for _, f := range flavors {
+		rows = append(rows, []string{f.Cloud, f.Flavor, fmt.Sprint(f.Failures), ago(f.Since), f.Until.Local().Format(time.DateTime), f.Reason})
+	}
+	return rows
 }
 
 func hostRows(hosts []api.HostStatus) (rows [][]string) {

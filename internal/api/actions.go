@@ -27,6 +27,10 @@ type Actions interface {
 	// KindNotFound: it is not held.
 	ReleaseImage(ctx context.Context, name, by string) error
 
+	// ResumeFlavor ends the suspension of a flavor on a cloud and forgets its
+	// failures. KindNotFound: it is not suspended.
+	ResumeFlavor(ctx context.Context, cloud, flavor, by string) error
+
 	// Console gives a VM's serial console from byte offset from to its present
 	// end, at most limit bytes, as cloud.Driver does; consoles of VMs that are
 	// gone are given as long as they are kept.

@@ -200,12 +200,13 @@ func TestActionsNameTheCaller(t *testing.T) {
 		alice.DeleteVM(t.Context(), "gs-2"),
 		s.admin.DeleteVM(t.Context(), "2"),
 		alice.ReleaseImage(t.Context(), "old"),
+		alice.ResumeFlavor(t.Context(), "stack", "gpu_large"),
 	} {
 		if err != nil {
 			t.Error(err)
 		}
 	}
-	want := []string{"cancel 3 by alice", "retry 5 by socket", "delete 2 by alice", "delete 2 by socket", "release old by alice"}
+	want := []string{"cancel 3 by alice", "retry 5 by socket", "delete 2 by alice", "delete 2 by socket", "release old by alice", "resume gpu_large on stack by alice"}
 	if diff := cmp.Diff(want, s.fleet.Calls()); diff != "" {
 		t.Error(diff)
 	}
@@ -228,6 +229,9 @@ func TestStatusAtAGlance(t *testing.T) {
 	}
 	if len(got.Images) != 1 || !got.Images[0].Held || got.Images[0].Name != "old" {
 		t.Errorf("images: %+v", got.Images)
+	}
+	if len(got.Suspended) != 1 || got.Suspended[0].Flavor != "gpu_large" || got.Suspended[0].Cloud != "stack" || got.Suspended[0].Failures != 5 || got.Suspended[0].Until.Sub(got.Suspended[0].Since) != time.Hour {
+		t.Errorf("suspended flavors: %+v", got.Suspended)
 	}
 	if diff := cmp.Diff(s.fleet.ForgeList, got.Forges); diff != "" {
 		t.Error(diff)

@@ -195,6 +195,11 @@ func (c *Client) ReleaseImage(ctx context.Context, name string) error {
 	return c.do(ctx, http.MethodDelete, "/images/"+url.PathEscape(name)+"/hold")
 }
 
+// ResumeFlavor ends the suspension of a flavor on a cloud.
+func (c *Client) ResumeFlavor(ctx context.Context, cloud, flavor string) error {
+	return c.do(ctx, http.MethodDelete, "/clouds/"+url.PathEscape(cloud)+"/flavors/"+url.PathEscape(flavor)+"/suspension")
+}
+
 // StartRun runs a command in a fresh VM. It is sent once: if the answer is
 // lost, the command may run.
 func (c *Client) StartRun(ctx context.Context, r RunRequest) (gpuserver.JobID, error) {

@@ -175,7 +175,7 @@ func sentence(j gpuserver.Job, vm *gpuserver.VM, position int) string {
 
 // ReadStatus gives the server at a glance. Ready is left to the caller.
 func ReadStatus(ctx context.Context, db *store.DB, around Surroundings, version string) (Status, error) {
-	s := Status{Version: version, Clouds: around.Clouds(ctx), Forges: around.Forges(ctx), VMs: []VMCount{}, Hosts: []HostStatus{}, Images: []HeldImage{}}
+	s := Status{Version: version, Clouds: around.Clouds(ctx), Forges: around.Forges(ctx), VMs: []VMCount{}, Hosts: []HostStatus{}, Images: []HeldImage{}, Suspended: []SuspendedFlavor{}}
 	if s.Clouds == nil {
 		s.Clouds = []CloudStatus{}
 	}
@@ -218,6 +218,15 @@ func (s *Status) read(ctx context.Context, tx *store.Tx, around Surroundings) (e
 	images, err := tx.Images()
 	for _, h := range images {
 		s.Images = append(s.Images, HeldImage{Name: h.Name, Failures: h.Failures, Held: !h.HeldAt.IsZero(), HeldAt: h.HeldAt, Reason: h.Reason})
+	}
+	if err != nil {
+		return err
+	}
+	suspensions, err := tx.Suspensions()
+	for _, x := range suspensions {
+		if x.Suspended() {
+			s.Suspended = append(s.Suspended, SuspendedFlavor{Cloud: x.Cloud, Flavor: x.Flavor, Failures: x.Failures, Since: x.SuspendedAt, Until: x.Until, Reason: x.Reason})
+		}
 	}
 	return err
 }

@@ -17,7 +17,7 @@ import (
 func (a *API) statusRoutes() {
 	register(a, RoleViewer, huma.Operation{
 		OperationID: "get-status", Method: http.MethodGet, Path: "/status", Tags: []string{"status"},
-		Summary: "Show the server's state", Description: "Gives the queue, VMs, hosts, clouds, forges and held images at a glance.",
+		Summary: "Show the server's state", Description: "Gives the queue, VMs, hosts, clouds, forges, held images and suspended flavors at a glance.",
 	},
 		func(ctx context.Context, _ *struct{}) (*answer[Status], error) {
 			s, err := a.Status(ctx)
@@ -46,6 +46,17 @@ func (a *API) statusRoutes() {
 		},
 		) (*struct{}, error) {
 			return nil, a.actions.ReleaseImage(ctx, in.Name, callerOf(ctx).Name)
+		})
+	register(a, RoleOperator, huma.Operation{
+		OperationID: "resume-flavor", Method: http.MethodDelete, Path: "/clouds/{cloud}/flavors/{flavor}/suspension", Tags: []string{"status"}, DefaultStatus: http.StatusAccepted,
+		Summary: "Resume a suspended flavor", Description: "Lets VMs of a flavor be made on a cloud again and forgets its failures there.",
+	},
+		func(ctx context.Context, in *struct {
+			Cloud  string `path:"cloud" maxLength:"100"`
+			Flavor string `path:"flavor" maxLength:"200"`
+		},
+		) (*struct{}, error) {
+			return nil, a.actions.ResumeFlavor(ctx, in.Cloud, in.Flavor, callerOf(ctx).Name)
 		})
 }
 

@@ -57,8 +57,10 @@ type Status struct {
 	Clouds   []CloudStatus              `json:"clouds"`
 	Forges   []ForgeStatus              `json:"forges"`
 	Images   []HeldImage                `json:"images" doc:"Images with failures in a row, held or not."`
-	GPUs     GPUSummary                 `json:"gpus"`
-	Slots    []SlotCount                `json:"slots" doc:"IOMMU groups with GPUs by cloud: free, held by a VM, or out of service."`
+	// Suspended are alarms: somebody has to look.
+	Suspended []SuspendedFlavor `json:"suspended" doc:"Flavors of which no VM is made on a cloud: it finds no host for them, although it has room by the ledger."`
+	GPUs      GPUSummary        `json:"gpus"`
+	Slots     []SlotCount       `json:"slots" doc:"IOMMU groups with GPUs by cloud: free, held by a VM, or out of service."`
 }
 
 // FlavorInfo is a size of VM with its other names.
@@ -112,6 +114,17 @@ type HeldImage struct {
 	Held     bool      `json:"held" doc:"Whether no VM is made from it."`
 	HeldAt   time.Time `json:"held_at,omitzero"`
 	Reason   string    `json:"reason,omitempty"`
+}
+
+// SuspendedFlavor is a flavor of which a cloud found no host for VMs in a row,
+// although it has room by the ledger.
+type SuspendedFlavor struct {
+	Cloud    string    `json:"cloud"`
+	Flavor   string    `json:"flavor"`
+	Failures int       `json:"failures" doc:"In a row."`
+	Since    time.Time `json:"since" doc:"When it was suspended."`
+	Until    time.Time `json:"until" doc:"From then on one VM is made to try it."`
+	Reason   string    `json:"reason"`
 }
 
 // RunStatus is how a command job stands.

@@ -6,13 +6,15 @@
 // has to do, and runs against every one of them.
 //
 // Errors are *gpuserver.Error values whose Kind says whose fault they are:
-// KindCapacity (no room), KindConflict (the name exists), KindNotFound,
+// KindCapacity (no room; with ErrNoHost as a cause if it is no quota), KindConflict (the name exists), KindNotFound,
 // KindInvalid (the spec is wrong), KindUnavailable (the cloud cannot be
 // reached or failed), KindGuest (the VM itself).
 package cloud
 
 import (
+	"cmp"
 	"context"
+	"errors"
 	"io"
 	"time"
 
@@ -87,9 +89,12 @@ type Capabilities struct {
 	// Cards says that VMs get the cards that Spec.Devices names and that their
 	// state can be read from outside. Where it is false the cloud chooses: a VM
 	// whose card fails the gate has to be kept, or the next VM gets that card.
-	Cards      bool `json:"cards"`
-	Console    bool `json:"console"`
-	Events     bool `json:"events"`
+	Cards   bool `json:"cards"`
+	Console bool `json:"console"`
+	Events  bool `json:"events"`
+	// Leavable says that Create and Delete take long, and may be left once the cloud
+	// was asked: if their ctx ends then, it goes on there, and Get finds the VM.
+	Leavable   bool `json:"leavable,omitempty"`
 	DirectBoot bool `json:"direct_boot"` // can boot a kernel and initrd beside a root disk
 	// Accelerated is false where VMs run under software emulation: boot
 	// time-outs are multiplied then.
@@ -123,15 +128,37 @@ const (
 
 // VM is a VM as its cloud sees it.
 type VM struct {
-	Name      string    `json:"name"`
-	ID        string    `json:"id"` // the cloud's own identifier
-	Owner     string    `json:"owner"`
-	Host      string    `json:"host"`
-	State     State     `json:"state"`
-	Fault     string    `json:"fault,omitempty"`
-	Kept      bool      `json:"kept,omitempty"` // Keep was called for it
-	CreatedAt time.Time `json:"created_at,omitzero"`
+	Name  string `json:"name"`
+	ID    string `json:"id"` // the cloud's own identifier
+	Owner string `json:"owner"`
+	Host  string `json:"host"`
+	State State  `json:"state"`
+	Fault string `json:"fault,omitempty"`
+	// FaultKind is the kind of the error that Create would have given for Fault;
+	// "": not known. NoHost says that it would have had ErrNoHost as a cause.
+	FaultKind gpuserver.Kind `json:"fault_kind,omitempty"`
+	NoHost    bool           `json:"no_host,omitempty"`
+	Kept      bool           `json:"kept,omitempty"` // Keep was called for it
+	CreatedAt time.Time      `json:"created_at,omitzero"`
 }
+
+// Failure gives why the cloud failed to make a VM whose state is StateError, as
+// Create would have said it had it waited; nil for any other VM.
+func (v VM) Failure() error {
+	if v.State != StateError {
+		return nil
+	}
+	e := gpuserver.Errorf(cmp.Or(v.FaultKind, gpuserver.KindUnavailable), "%s", v.Fault)
+	if v.NoHost {
+		e.Err = ErrNoHost
+	}
+	return e
+}
+
+// ErrNoHost is the cause of a KindCapacity error where a cloud took the request and
+// then found no host for it. A quota is something else: our ledger counts with it.
+// If the ledger has room and this is the answer again and again, they disagree.
+var ErrNoHost = errors.New("no valid host")
 
 // Event is a hint from the cloud about a VM.
 type Event struct {

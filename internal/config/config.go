@@ -167,6 +167,10 @@ type Jobs struct {
 	NoticeAfter       time.Duration `json:"notice_after,omitempty" range:"0s..1d" jsonschema:"A job that has waited for so long gets a check run that says why."`
 	BackfillFor       time.Duration `json:"backfill_for,omitempty" range:"0s..7d" jsonschema:"How long smaller jobs may overtake a job that does not fit; then room is kept for it."`
 	HoldImageAfter    int           `json:"hold_image_after,omitempty" range:"1..100" jsonschema:"An image is held after so many VMs in a row whose runner ended without a job."`
+
+	SuspendFlavorAfter int           `json:"suspend_flavor_after,omitempty" range:"0..1000" jsonschema:"A flavor is suspended on a cloud after so many VMs in a row for which that found no host, although it had room by our ledger; jobs go to the next of their entries. 0: never."`
+	SuspendFlavorOver  time.Duration `json:"suspend_flavor_over,omitempty" range:"0s..7d" jsonschema:"And not before they have gone on failing for so long."`
+	SuspendFlavorFor   time.Duration `json:"suspend_flavor_for,omitempty" range:"1s..30d" jsonschema:"For so long; then one VM is made to see whether it works again. An operator ends it before by: gpuserver cloud resume CLOUD FLAVOR."`
 }
 
 // Retention is how long what is over is kept.

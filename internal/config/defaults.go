@@ -36,6 +36,7 @@ func defaults() (Config, map[reflect.Type]any) {
 			TimeLimit: 6 * time.Hour, Grace: 30 * time.Second, Retries: 2,
 			RetryAfter: 5 * time.Second, NoticeAfter: 30 * time.Second,
 			BackfillFor: 5 * time.Minute, HoldImageAfter: 3,
+			SuspendFlavorAfter: 5, SuspendFlavorOver: 10 * time.Minute, SuspendFlavorFor: 30 * time.Minute,
 		},
 		Retention: Retention{Deliveries: 3 * day, Consoles: 14 * day, Jobs: 90 * day, Every: time.Hour},
 		Reconcile: Reconcile{

@@ -73,7 +73,8 @@ func TestOverview(t *testing.T) {
 	}
 	text := words(page)
 	for _, want := range []string{
-		"2 first waits for 8 min", "Image old is held", "gpuserver image release old", "VMs run under software emulation",
+		"2 first waits for 8 min", "Image old is held", "gpuserver image release old", "Flavor gpu_large is suspended on cloud stack", "gpuserver cloud resume stack gpu_large", "One VM is made to try it after ",
+		"VMs run under software emulation",
 		"1 test (3) octo/hello gpu--2 queued 8 minutes ago It waits for 8 vCPU on cloud local: 4 of 16 are free. It starts when VM gs-2 ends.",
 		"2 test (4)", "gs-2 busy", "local/node1 small demo 2", "test (1) octo/hello success 10 minutes ago 1 min 23 s", "test (5) octo/hello refused",
 		"local/node1 1 6 of 16 8.0 GiB of 64 GiB 40 of 500 GiB",

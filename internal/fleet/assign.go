@@ -332,6 +332,7 @@ type failure struct {
 	counts bool                                // it counts against the job's retries
 	avoid  bool                                // this entry is passed over for a while
 	image  bool                                // it may be the image's fault
+	noHost bool                                // the cloud found no host, though the ledger had room
 	also   func(*store.Tx, gpuserver.VM) error // what else is committed with it; nil: nothing
 }
 
@@ -413,6 +414,11 @@ func (f *Fleet) fail(ctx context.Context, v gpuserver.VM, x failure) {
 		}
 		if x.image {
 			if err := f.countImage(tx, v, x.why); err != nil {
+				return err
+			}
+		}
+		if x.noHost {
+			if err := f.countNoHost(tx, v, x.why); err != nil {
 				return err
 			}
 		}

@@ -50,10 +50,15 @@ type Limits struct {
 	Retries         int           // further VMs for a job whose VM failed before it began
 	RetryAfter      time.Duration // before the first retry; doubles
 	HoldImageAfter  int           // failures in a row after which an image is held
-	Registrations   int           // concurrent calls to a forge
-	Creates         int           // concurrent create calls to a cloud
-	MemoryReserve   int64         // MiB kept in each guest for agent and system
-	MTU             int           // of guests; 0: the network tells them
+	// SuspendAfter is after how many VMs in a row for which a cloud found no host,
+	// over at least SuspendOver, a flavor is suspended there for SuspendFor; 0: never.
+	SuspendAfter  int
+	SuspendOver   time.Duration
+	SuspendFor    time.Duration
+	Registrations int   // concurrent calls to a forge
+	Creates       int   // concurrent create calls to a cloud
+	MemoryReserve int64 // MiB kept in each guest for agent and system
+	MTU           int   // of guests; 0: the network tells them
 }
 
 // Options are what a fleet is made of.

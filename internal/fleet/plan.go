@@ -231,6 +231,9 @@ func (f *Fleet) carryOut(tx *store.Tx, d sched.Decision, as gpuserver.Job) error
 	if fg, ok := f.Forges[j.Forge]; ok {
 		v.Runner = gpuserver.Runner{Attempt: 1, State: gpuserver.RunnerNamed, Labels: j.Labels, Scope: f.scope(fg, j).Owner()}
 	}
+	if held, err := f.heldBack(tx, v); held || err != nil {
+		return err
+	}
 	token := newToken()
 	v.TokenHash = tokenHash(token)
 	name := func(id gpuserver.VMID) string {
@@ -246,6 +249,9 @@ func (f *Fleet) carryOut(tx *store.Tx, d sched.Decision, as gpuserver.Job) error
 		return err
 	}
 	f.keepSecret(v.ID, secret{token: token})
+	if err := noteProbe(tx, v); err != nil {
+		return err
+	}
 	cards, err := f.cardsOf(tx, v)
 	if err != nil {
 		return err
@@ -279,10 +285,11 @@ func (f *Fleet) waiting(ctx context.Context, last *gpuserver.Job) (jobs []gpuser
 }
 
 // snapshot gives what a plan depends on beside the jobs, and when the first card
-// that rests may be had again; zero: none rests.
+// that rests or flavor that is suspended may be had again; zero: there is none.
 func (f *Fleet) snapshot(ctx context.Context, now time.Time) (s sched.Snapshot, back time.Time, err error) {
 	var cards []gpuserver.GPU
-	s = sched.Snapshot{Flavors: f.Flavors, HeldImages: map[string]gpuserver.Reason{}, CloudDown: map[string]gpuserver.Reason{}, Patience: f.BackfillFor}
+	var ends time.Time
+	s = sched.Snapshot{Flavors: f.Flavors, HeldImages: map[string]gpuserver.Reason{}, CloudDown: map[string]gpuserver.Reason{}, Suspended: map[sched.FlavorOn]sched.Suspension{}, Patience: f.BackfillFor}
 	err = f.DB.View(ctx, func(tx *store.Tx) error {
 		us, err := tx.Usages()
 		if err != nil {
@@ -304,6 +311,9 @@ func (f *Fleet) snapshot(ctx context.Context, now time.Time) (s sched.Snapshot, 
 		if err == nil {
 			cards, err = tx.GPUs()
 		}
+		if err == nil {
+			ends, err = suspensions(tx, &s)
+		}
 		return err
 	})
 	f.mu.Lock()
@@ -318,7 +328,7 @@ func (f *Fleet) snapshot(ctx context.Context, now time.Time) (s sched.Snapshot, 
 		s.Hosts = append(s.Hosts, f.hosts[name]...)
 	}
 	s.Hosts, back = takeOut(s.Hosts, cards, now)
-	return s, back, err
+	return s, earliest(back, ends), err
 }
 
 // passOver drops the entries of j that a cloud refused a moment ago; if none is
@@ -333,7 +343,7 @@ func (f *Fleet) passOver(j *gpuserver.Job) {
 	for _, e := range j.Entries {
 		k := avoidKey{j.ID, e.Cloud, e.Flavor, e.Image}
 		a, ok := f.avoid[k]
-		if ok && now.After(a.until) {
+		if ok && !now.Before(a.until) {
 			delete(f.avoid, k)
 			ok = false
 		}

@@ -3,6 +3,7 @@ package fleet
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"time"
 
@@ -184,7 +185,7 @@ func (f *Fleet) createFailed(ctx context.Context, v gpuserver.VM, err error) tim
 	why := gpuserver.PublicText(err)
 	switch gpuserver.KindOf(err) {
 	case gpuserver.KindCapacity:
-		f.fail(ctx, v, failure{why: v.Cloud + " has no room: " + why, avoid: true, class: gpuserver.ReasonCapacity})
+		f.fail(ctx, v, noRoom(v, err))
 	case gpuserver.KindConflict:
 		if v.Tries == 0 {
 			// A part that was left, or a call of the process before that came late:
@@ -205,6 +206,15 @@ func (f *Fleet) createFailed(ctx context.Context, v gpuserver.VM, err error) tim
 		return f.later(ctx, v, err)
 	}
 	return 0
+}
+
+// noRoom says what it means that a cloud has no room for a VM for which the ledger
+// had: nothing that the job has to pay for.
+func noRoom(v gpuserver.VM, err error) failure {
+	return failure{
+		why: v.Cloud + " has no room: " + gpuserver.PublicText(err), avoid: true, class: gpuserver.ReasonCapacity,
+		noHost: errors.Is(err, cloud.ErrNoHost),
+	}
 }
 
 // startOver goes back before the registration, because what the guest is to be
@@ -255,15 +265,26 @@ func (f *Fleet) spec(ctx context.Context, v gpuserver.VM, job gpuserver.Job, s s
 }
 
 func (f *Fleet) created(ctx context.Context, v gpuserver.VM, drv cloud.Driver, made cloud.VM) time.Duration {
+	resumed := false
+	found := func(tx *store.Tx) (err error) {
+		resumed, err = f.foundHost(tx, v, made)
+		return err
+	}
 	err := f.move(ctx, &v, gpuserver.VMBooting, "", func(v *gpuserver.VM) {
 		v.CloudID = made.ID
 		v.BootDeadline = time.Now().Add(f.bootTimeout(drv, *v)).UTC()
-	}, nil)
+	}, found)
 	if gpuserver.KindOf(err) == gpuserver.KindConflict && v.State.Alive() { // its guest or the forge was quicker
 		_ = f.change(ctx, &v, func(tx *store.Tx) error {
 			v.CloudID = made.ID
+			if err := found(tx); err != nil {
+				return err
+			}
 			return tx.SaveVM(&v)
 		})
+	}
+	if resumed {
+		f.wakePlanner()
 	}
 	crashpoint.At("create.commit")
 	return 0

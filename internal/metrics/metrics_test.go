@@ -58,6 +58,7 @@ func TestSnapshot(t *testing.T) {
 		`gpuserver_jobs{state="starting"} 0`,
 		`gpuserver_vms{cloud="local",state="busy"} 1`,
 		`gpuserver_image_held{image="old"} 1`,
+		`gpuserver_flavor_suspended{cloud="stack",flavor="gpu_large"} 1`,
 		`gpuserver_cloud_up{cloud="local"} 1`,
 		`gpuserver_host_capacity{cloud="local",host="node1",resource="vcpus"} 16`,
 		`gpuserver_host_leased{cloud="local",host="node1",resource="vcpus"} 6`,

@@ -27,6 +27,7 @@ var (
 	jobsNow     = desc("jobs", "Unfinished jobs by state.", "state")
 	vmsNow      = desc("vms", "VMs alive by cloud and state.", "cloud", "state")
 	imageHeld   = desc("image_held", "1 for an image that is held after failures in a row, 0 for one with fewer.", "image")
+	suspended   = desc("flavor_suspended", "1 for a flavor that is suspended on a cloud, which finds no host for it although it has room by the ledger; no series otherwise.", "cloud", "flavor")
 	cloudUp     = desc("cloud_up", "1 if the cloud's last answer was good.", "cloud")
 	hostTotal   = desc("host_capacity", "What VMs may use of a host, by resource (vcpus, memory_mib, disk_gib).", "cloud", "host", "resource")
 	hostUsed    = desc("host_leased", "What leases hold of a host, by resource (vcpus, memory_mib, disk_gib, vms).", "cloud", "host", "resource")
@@ -40,7 +41,7 @@ var (
 
 // Describe implements prometheus.Collector.
 func (s *snapshot) Describe(ch chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{queueLength, queueAge, jobsNow, vmsNow, imageHeld, cloudUp, hostTotal, hostUsed, gpusNow, slotsNow, forgeUp, forgeLeft, forgePoints, storeUp} {
+	for _, d := range []*prometheus.Desc{queueLength, queueAge, jobsNow, vmsNow, imageHeld, suspended, cloudUp, hostTotal, hostUsed, gpusNow, slotsNow, forgeUp, forgeLeft, forgePoints, storeUp} {
 		ch <- d
 	}
 }
@@ -70,6 +71,9 @@ func (s *snapshot) Collect(ch chan<- prometheus.Metric) {
 	}
 	for _, i := range st.Images {
 		gauge(imageHeld, truth(i.Held), i.Name)
+	}
+	for _, f := range st.Suspended {
+		gauge(suspended, 1, f.Cloud, f.Flavor)
 	}
 	for _, c := range st.Clouds {
 		gauge(cloudUp, truth(c.Up), c.Name)

@@ -69,6 +69,19 @@ func imageHeld(e gpuserver.Entry, r gpuserver.Reason) *gpuserver.Reason {
 	return &r
 }
 
+func suspended(e gpuserver.Entry, r gpuserver.Reason) *gpuserver.Reason {
+	if r.Class == "" {
+		r.Class = gpuserver.ReasonSuspended
+	}
+	if r.Text == "" {
+		r.Text = fmt.Sprintf("waits on cloud %s: flavor %s is suspended there", e.Cloud, e.Flavor)
+	}
+	if r.Help == "" {
+		r.Help = "It goes on by itself once a VM of that flavor could be made there."
+	}
+	return &r
+}
+
 func tooLarge(c *place, f gpuserver.Flavor, n need) *gpuserver.Reason {
 	need := n.amount
 	if c.fitted(n, func(h *host) amount { return h.total }) { // but for the cards

@@ -5,8 +5,8 @@
 //
 //   - The oldest job goes first: by the time it was queued, then by number.
 //   - A job takes the first of its entries that has room. An entry whose cloud
-//     is down, whose image is held or which fits on no host is passed over, with
-//     the reason remembered.
+//     is down, whose image is held, whose flavor is suspended there or which fits
+//     on no host is passed over, with the reason remembered.
 //   - Of the hosts with room it takes the one that it fills best, so that large
 //     jobs find large hosts free.
 //   - A job that does not fit does not hold up the smaller ones behind it
@@ -70,6 +70,9 @@ type Snapshot struct {
 	Flavors map[string]gpuserver.Flavor
 	// HeldImages are the images that no VM is made of now, and why.
 	HeldImages map[string]gpuserver.Reason
+	// Suspended are the flavors of which a cloud finds no host although it has room
+	// by our ledger.
+	Suspended map[FlavorOn]Suspension
 	// CloudDown are the clouds on which no VM is made now, and why.
 	CloudDown map[string]gpuserver.Reason
 	// Starts is how many more VMs may be started on a cloud in this plan; a
@@ -78,6 +81,15 @@ type Snapshot struct {
 	// Patience is how old a job is when room begins to be kept for it; 0 is
 	// DefaultPatience.
 	Patience time.Duration
+}
+
+// FlavorOn is a flavor on a cloud.
+type FlavorOn struct{ Cloud, Flavor string }
+
+// Suspension is that no VM of a flavor is made on a cloud.
+type Suspension struct {
+	Reason gpuserver.Reason
+	Probe  bool // one VM is made all the same, to see whether it works again
 }
 
 // Use is what leases take of one host.
@@ -169,11 +181,12 @@ type Planner struct {
 	patience time.Duration
 	clouds   map[string]*place
 	wanted   map[wantedKey]int // jobs so far that wait for cards and could have them
+	probed   map[FlavorOn]bool // suspended flavors of which this plan makes the one VM
 }
 
 // NewPlanner begins a plan. The jobs of the snapshot do not count.
 func NewPlanner(s Snapshot, now time.Time) *Planner {
-	return &Planner{s: s, now: now, patience: cmp.Or(s.Patience, DefaultPatience), clouds: clouds(s), wanted: map[wantedKey]int{}}
+	return &Planner{s: s, now: now, patience: cmp.Or(s.Patience, DefaultPatience), clouds: clouds(s), wanted: map[wantedKey]int{}, probed: map[FlavorOn]bool{}}
 }
 
 // Plan goes on with the next jobs of the queue, all of them younger than those
@@ -246,7 +259,7 @@ func (p *Planner) decide(j *gpuserver.Job) Decision {
 		}
 		if h, claims := o.cloud.take(o.need); h != nil {
 			d.Place = &Place{Entry: i, Cloud: o.cloud.name, Host: h.name, Flavor: flavor, Claims: claims}
-			p.leave(j)
+			p.placed(j, e)
 			return d
 		}
 		if len(options) == 0 {
@@ -281,7 +294,20 @@ func (p *Planner) open(e gpuserver.Entry) (gpuserver.Flavor, option, *gpuserver.
 	if held, ok := p.s.HeldImages[e.Image]; ok {
 		return flavor, option{}, imageHeld(e, held)
 	}
+	on := FlavorOn{e.Cloud, e.Flavor}
+	if s, ok := p.s.Suspended[on]; ok && (!s.Probe || p.probed[on]) {
+		return flavor, option{}, suspended(e, s.Reason)
+	}
 	return flavor, option{c, n}, nil
+}
+
+// placed notes that a job got its VM by an entry.
+func (p *Planner) placed(j *gpuserver.Job, e gpuserver.Entry) {
+	p.leave(j)
+	on := FlavorOn{e.Cloud, e.Flavor}
+	if _, ok := p.s.Suspended[on]; ok {
+		p.probed[on] = true
+	}
 }
 
 // enqueue counts a job that waits for room, and keeps room for it if it is old

@@ -73,6 +73,23 @@ func TestPlan(t *testing.T) {
 		}, `
 			1 capacity: waits for 8 vCPU on cloud local: 4 of 16 vCPU are free; no job is ahead
 			2 capacity: waits for 8 vCPU on cloud local: 4 of 16 vCPU are free; 1 job is ahead`},
+		{"a suspended flavor goes elsewhere, or waits", Snapshot{
+			Hosts:     append([]gpuserver.Host{hostOf("stack", "s", 64)}, local...),
+			Suspended: map[FlavorOn]Suspension{{"stack", "small"}: {Reason: gpuserver.Reason{Text: "is suspended"}}},
+			Waiting:   []gpuserver.Job{job(1, 3, "stack/small", "local/small"), job(2, 2, "stack/small"), job(3, 1, "stack/big")},
+		}, `
+			1 local/a#1
+			2 suspended: is suspended
+			3 stack/s#0`},
+		{"a suspended flavor is tried with one VM", Snapshot{
+			Hosts:     append([]gpuserver.Host{hostOf("stack", "s", 64)}, local...),
+			Suspended: map[FlavorOn]Suspension{{"stack", "small"}: {Reason: gpuserver.Reason{Text: "is suspended"}, Probe: true}},
+			Waiting:   []gpuserver.Job{job(1, 4, "stack/huge"), job(2, 3, "stack/small"), job(3, 2, "stack/small", "local/small"), job(4, 1, "stack/small")},
+		}, `
+			1 no_place: cannot run on cloud stack: flavor huge needs 1024 GiB of memory, and no host is that large (s has 128 GiB of memory)
+			2 stack/s#0
+			3 local/a#1
+			4 suspended: is suspended`},
 		{"several things missing, several hosts", Snapshot{
 			Hosts:   pair,
 			Used:    []Use{uses("local", "a", 15), {Cloud: "local", Host: "b", VCPUs: 1, MemoryMiB: 8193, DiskGiB: 10, VMs: 1}},

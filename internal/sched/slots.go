@@ -303,7 +303,7 @@ func (p *Planner) retake(j *gpuserver.Job, d *Decision) bool {
 		o.need.manners = p.manners(j, o)
 		if h, claims := o.cloud.takeAsHead(j, o.need); h != nil {
 			*d = Decision{Job: d.Job, Place: &Place{Entry: i, Cloud: o.cloud.name, Host: h.name, Flavor: flavor, Claims: claims}, Ahead: d.Ahead, Passed: d.Passed[:i]}
-			p.leave(j)
+			p.placed(j, e)
 			return true
 		}
 	}

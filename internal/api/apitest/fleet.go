@@ -180,6 +180,14 @@ func (f *Fleet) ReleaseImage(ctx context.Context, name, by string) error {
 	return f.DB.Update(ctx, func(tx *store.Tx) error { return tx.ClearImage(name) })
 }
 
+// ResumeFlavor implements api.Actions.
+func (f *Fleet) ResumeFlavor(ctx context.Context, cloud, flavor, by string) error {
+	if err := f.called("resume %s on %s by %s", flavor, cloud, by); err != nil {
+		return err
+	}
+	return f.DB.Update(ctx, func(tx *store.Tx) error { return tx.ClearSuspension(cloud, flavor) })
+}
+
 // WriteConsole adds to a VM's console.
 func (f *Fleet) WriteConsole(id gpuserver.VMID, text string) {
 	f.mu.Lock()

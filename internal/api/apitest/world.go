@@ -59,7 +59,10 @@ func Seed(t testing.TB, db *store.DB) World {
 				return err
 			}
 		}
-		return nil
+		return tx.SaveSuspension(store.Suspension{
+			Cloud: "stack", Flavor: "gpu_large", Failures: 5, FirstAt: tx.Now, LastAt: tx.Now, SuspendedAt: tx.Now, Until: tx.Now.Add(time.Hour),
+			Reason: "ledger and cloud disagree: by the ledger there is room.",
+		})
 	})
 	update(func(tx *store.Tx) error {
 		if err := seedVM(tx, &w.Done, &w.Gone); err != nil {

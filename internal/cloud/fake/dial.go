@@ -212,7 +212,7 @@ func (c client) send(ctx context.Context, owner, method, path string, in any) (*
 	if err := json.NewDecoder(io.LimitReader(res.Body, 1<<20)).Decode(&e); err != nil || e.Kind == "" {
 		return nil, gpuserver.Wrap(gpuserver.KindUnavailable, op, errors.Join(errors.New(res.Status), err))
 	}
-	return nil, &gpuserver.Error{Kind: e.Kind, Op: cmp.Or(e.Op, op), Public: e.Text}
+	return nil, &gpuserver.Error{Kind: e.Kind, Op: cmp.Or(e.Op, op), Public: e.Text, Err: noHost(e.NoHost)}
 }
 
 // call makes a request and decodes its answer into out, unless that is nil.

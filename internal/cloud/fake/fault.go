@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"gpuserver"
+	"gpuserver/internal/cloud"
 )
 
 // Fault makes calls fail, stall or take longer at a point. Of several faults
@@ -29,6 +30,8 @@ type Fault struct {
 	Kind gpuserver.Kind `json:"kind,omitempty"`
 	// Text is the error's sentence; "" names the fault.
 	Text string `json:"text,omitempty"`
+	// NoHost gives the error the cause cloud.ErrNoHost.
+	NoHost bool `json:"no_host,omitempty"`
 }
 
 // SetFaults replaces all faults, and lets calls go on that stall at one.
@@ -94,7 +97,7 @@ func (c *Cloud) act(ctx context.Context, point, name string) error {
 	if f.Kind == "" {
 		return nil
 	}
-	return &gpuserver.Error{Kind: f.Kind, Op: "fake: " + point, Public: cmp.Or(f.Text, "a fault was asked for at "+point)}
+	return &gpuserver.Error{Kind: f.Kind, Op: "fake: " + point, Public: cmp.Or(f.Text, "a fault was asked for at "+point), Err: noHost(f.NoHost)}
 }
 
 // at carries out one call between its two points. A call whose context ends
@@ -120,6 +123,14 @@ func at[T any](ctx context.Context, c *Cloud, call, name string, effect func() (
 		return zero, err
 	}
 	return v, nil
+}
+
+// noHost gives the cause of an error that has cloud.ErrNoHost as one, else nil.
+func noHost(yes bool) error {
+	if yes {
+		return cloud.ErrNoHost
+	}
+	return nil
 }
 
 func cut(point string, err error) error {

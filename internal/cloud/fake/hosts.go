@@ -100,7 +100,9 @@ func (c *Cloud) chooseCards(h *host, spec cloud.Spec) (chosen []string, err erro
 	if n := spec.Flavor.GPUs.Count; len(free) >= n {
 		return free[:n], nil
 	}
-	return nil, gpuserver.Errorf(gpuserver.KindCapacity, "host %s has %d free cards of model %s; VM %s needs %d", h.name, len(free), spec.Flavor.GPUs.Model, spec.Name, spec.Flavor.GPUs.Count)
+	e := gpuserver.Errorf(gpuserver.KindCapacity, "host %s has %d free cards of model %s; VM %s needs %d", h.name, len(free), spec.Flavor.GPUs.Model, spec.Name, spec.Flavor.GPUs.Count)
+	e.Err = cloud.ErrNoHost
+	return nil, e
 }
 
 func (c *Cloud) inUse(h *host, address string) bool {

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"slices"
@@ -111,6 +112,32 @@ func (c *Cloud) Stop(name, reason string) error {
 		return err
 	}
 	c.halt(m, reason)
+	return nil
+}
+
+// SetState makes a VM be in a state, such as building, without a word to drivers.
+func (c *Cloud) SetState(name string, state cloud.State) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	m, err := c.find(name)
+	if err == nil {
+		m.vm.State = state
+	}
+	return err
+}
+
+// Fail makes a VM fail as a cloud's that took a create and then cannot carry it
+// out, and tells the drivers so. why is as Create would have given it.
+func (c *Cloud) Fail(name string, why *gpuserver.Error) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	m, err := c.find(name)
+	if err != nil {
+		return err
+	}
+	m.stop()
+	m.vm.State, m.vm.Fault, m.vm.FaultKind, m.vm.NoHost = cloud.StateError, why.Public, why.Kind, errors.Is(why, cloud.ErrNoHost)
+	c.tell(cloud.Event{VM: name, State: cloud.StateError, Reason: why.Public})
 	return nil
 }
 
@@ -315,9 +342,13 @@ func (c *Cloud) halt(m *machine, reason string) {
 		return
 	}
 	m.vm.State = cloud.StateStopped
+	c.tell(cloud.Event{VM: m.vm.Name, State: cloud.StateStopped, Reason: reason})
+}
+
+func (c *Cloud) tell(e cloud.Event) {
 	for ch := range c.subs {
 		select {
-		case ch <- cloud.Event{VM: m.vm.Name, State: cloud.StateStopped, Reason: reason}:
+		case ch <- e:
 		default: // events are hints; a reader this slow finds out by Get
 		}
 	}

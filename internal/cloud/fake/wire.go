@@ -17,6 +17,8 @@ type wireError struct {
 	Kind gpuserver.Kind `json:"kind"`
 	Op   string         `json:"op,omitempty"`
 	Text string         `json:"text"`
+	// NoHost says that cloud.ErrNoHost is among its causes.
+	NoHost bool `json:"no_host,omitempty"`
 }
 
 // notice is one line of the stream of events. The first one has Hello.
@@ -48,7 +50,7 @@ func answer(w http.ResponseWriter, v any, err error) {
 		if status = statuses[kind]; status == 0 {
 			status = http.StatusInternalServerError
 		}
-		e := wireError{Kind: kind, Text: err.Error()}
+		e := wireError{Kind: kind, Text: err.Error(), NoHost: errors.Is(err, cloud.ErrNoHost)}
 		if ge, ok := errors.AsType[*gpuserver.Error](err); ok && ge.Public != "" {
 			e.Op, e.Text = ge.Op, ge.Public
 		}

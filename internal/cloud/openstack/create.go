@@ -292,7 +292,7 @@ func (d *Driver) awaitActive(ctx context.Context, spec cloud.Spec, id string, un
 		return cloud.VM{}, gpuserver.Errorf(gpuserver.KindUnavailable, "cloud %s: the server of VM %s was deleted while it was being built, not by us", d.cfg.Name, spec.Name)
 	case s.state() == cloud.StateError:
 		fault := d.faultOf(ctx, s)
-		return cloud.VM{}, d.giveUp(spec.Name, id, undo, gpuserver.Errorf(ofFault(fault), "cloud %s: the server of VM %s failed: %s", d.cfg.Name, spec.Name, fault))
+		return cloud.VM{}, d.giveUp(spec.Name, id, undo, failure(fault, "cloud %s: the server of VM %s failed: %s", d.cfg.Name, spec.Name, fault))
 	}
 	d.nameVolumes(ctx, s)
 	return s.vm(), nil

@@ -92,7 +92,7 @@ func (d *Driver) Name() string { return d.cfg.Name }
 
 // Capabilities implements cloud.Driver.
 func (d *Driver) Capabilities() cloud.Capabilities {
-	c := cloud.Capabilities{Keep: true, Console: true, Events: true, Accelerated: !d.cfg.Emulated}
+	c := cloud.Capabilities{Keep: true, Console: true, Events: true, Leavable: true, Accelerated: !d.cfg.Emulated}
 	if d.cfg.Emulated {
 		c.Note = "the configuration says that its hypervisors emulate (openstack.emulated)"
 	}

@@ -16,6 +16,7 @@ import (
 	"github.com/gophercloud/gophercloud/v2"
 
 	"gpuserver"
+	"gpuserver/internal/cloud"
 )
 
 // failed makes an error of this package of what a call gave. The kind follows
@@ -194,6 +195,21 @@ func short(text string) string {
 		return string(r[:most]) + " …"
 	}
 	return text
+}
+
+// failure makes an error of a server's fault.
+func failure(fault, format string, args ...any) error {
+	e := gpuserver.Errorf(ofFault(fault), format, args...)
+	if noHost(fault) {
+		e.Err = cloud.ErrNoHost
+	}
+	return e
+}
+
+// noHost reports whether a fault means that no host was found, and not that a quota
+// is used up, which is checked once more while a server is built.
+func noHost(fault string) bool {
+	return ofFault(fault) == gpuserver.KindCapacity && !strings.Contains(strings.ToLower(fault), "quota")
 }
 
 // ofFault gives the kind of a server's fault: Nova tells what went wrong after it

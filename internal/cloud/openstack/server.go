@@ -133,6 +133,7 @@ func (s server) vm() cloud.VM {
 	vm := cloud.VM{Name: s.Name, ID: s.ID, Owner: s.owner(), Host: cmp.Or(s.Host, s.HostID), State: s.state(), Kept: s.kept(), CreatedAt: s.Created}
 	if vm.State == cloud.StateError {
 		vm.Fault = cmp.Or(s.fault(), "Nova gives no reason")
+		vm.FaultKind, vm.NoHost = ofFault(vm.Fault), noHost(vm.Fault)
 	}
 	return vm
 }
