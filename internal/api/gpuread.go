@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"gpuserver"
+	"gpuserver/internal/sched"
 	"gpuserver/internal/store"
 )
 
@@ -351,12 +352,10 @@ const (
 
 // slotCounts counts the hosts' slots, all three states of each cloud that has
 // any. A slot that a VM holds counts as held, whatever will become of it.
-func slotCounts(hosts []gpuserver.Host, usages []store.Usage, gpus []GPUInfo, now time.Time) []SlotCount {
-	held := map[place]bool{}
-	for _, u := range usages {
-		for _, s := range u.Slots {
-			held[place{u.Cloud, u.Host, strconv.Itoa(s.Group)}] = true
-		}
+func slotCounts(hosts []gpuserver.Host, usages []store.Usage, flavors []FlavorInfo, gpus []GPUInfo, now time.Time) []SlotCount {
+	models := map[string]string{}
+	for _, f := range flavors {
+		models[f.Name] = f.GPUs.Model
 	}
 	bad := map[place]bool{}
 	for _, g := range gpus {
@@ -366,7 +365,16 @@ func slotCounts(hosts []gpuserver.Host, usages []store.Usage, gpus []GPUInfo, no
 	}
 	counts := []SlotCount{}
 	for _, h := range hosts {
-		for _, s := range h.Slots {
+		var used []sched.TakenSlot
+		for _, u := range usages {
+			for _, s := range u.Slots {
+				if u.Cloud == h.Cloud && u.Host == h.Name {
+					used = append(used, sched.TakenSlot(s))
+				}
+			}
+		}
+		slots, by := sched.Hold(h.Slots, used, func(flavor string) string { return models[flavor] })
+		for n, s := range slots {
 			i := slices.IndexFunc(counts, func(c SlotCount) bool { return c.Cloud == h.Cloud })
 			if i < 0 {
 				i = len(counts)
@@ -374,7 +382,7 @@ func slotCounts(hosts []gpuserver.Host, usages []store.Usage, gpus []GPUInfo, no
 			}
 			out := s.Out != "" || slices.ContainsFunc(s.Cards, func(c gpuserver.Card) bool { return bad[place{h.Cloud, h.Name, c.Address}] })
 			switch {
-			case held[place{h.Cloud, h.Name, strconv.Itoa(s.Group)}]:
+			case by[n] != nil:
 				i++
 			case out:
 				i += 2

@@ -214,7 +214,7 @@ func (s *Status) read(ctx context.Context, tx *store.Tx, around Surroundings) (e
 	if err != nil {
 		return err
 	}
-	s.GPUs, s.Slots = summary(gpus, tx.Now), slotCounts(hosts, usages, gpus, tx.Now)
+	s.GPUs, s.Slots = summary(gpus, tx.Now), slotCounts(hosts, usages, around.Flavors(ctx), gpus, tx.Now)
 	images, err := tx.Images()
 	for _, h := range images {
 		s.Images = append(s.Images, HeldImage{Name: h.Name, Failures: h.Failures, Held: !h.HeldAt.IsZero(), HeldAt: h.HeldAt, Reason: h.Reason})

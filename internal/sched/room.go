@@ -124,7 +124,7 @@ func clouds(s Snapshot) map[string]*place {
 		}
 		total := amount{int64(h.VCPUs), h.MemoryMiB, h.DiskGiB, int64(cmp.Or(h.MaxVMs, unlimited))}
 		free := total.minus(used[key{h.Cloud, h.Name}])
-		c.hosts = append(c.hosts, &host{name: h.Name, total: total, start: free, free: free, slots: slotsOf(h, taken[key{h.Cloud, h.Name}])})
+		c.hosts = append(c.hosts, &host{name: h.Name, total: total, start: free, free: free, slots: slotsOf(h, taken[key{h.Cloud, h.Name}], s.Flavors)})
 	}
 	for _, c := range all {
 		slices.SortFunc(c.hosts, func(a, b *host) int { return cmp.Compare(a.name, b.name) })

@@ -108,6 +108,8 @@ type TakenSlot struct {
 	VM    string    // its name
 	Until time.Time // when its VM's job ends at the latest; zero: not known
 	VCPUs int       // of the VM
+	// Flavor is the VM's; it tells the model where the cloud chooses the cards.
+	Flavor string
 }
 
 // Sum gives the uses of the leases that are not released, one for each host.

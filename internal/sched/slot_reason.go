@@ -3,6 +3,7 @@ package sched
 import (
 	"cmp"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"time"
@@ -127,14 +128,20 @@ const toldHolders = 4
 func holders(h *host, model string) string {
 	var busy []*slot
 	var told []string
+	out := map[string]int{} // cards that only count, by why nobody gets them
 	for _, s := range h.slots {
 		switch {
 		case len(s.cards(model)) == 0:
+		case s.Out != "" && counted(s.Slot):
+			out[s.Out]++
 		case s.Out != "":
 			told = append(told, fmt.Sprintf("group %d is out of service: %s", s.Group, s.Out))
 		case s.taken != nil:
 			busy = append(busy, s)
 		}
+	}
+	for _, why := range slices.Sorted(maps.Keys(out)) {
+		told = append(told, fmt.Sprintf("%d cannot be had: %s", out[why], why))
 	}
 	slices.SortStableFunc(busy, func(a, b *slot) int {
 		if a.taken.Until.IsZero() != b.taken.Until.IsZero() {
@@ -147,7 +154,11 @@ func holders(h *host, model string) string {
 			told = append(told, fmt.Sprintf("%d more are held", len(busy)-i))
 			break
 		}
-		told = append(told, fmt.Sprintf("group %d is held by %s", s.Group, holder(s.taken)))
+		name := fmt.Sprintf("group %d", s.Group)
+		if counted(s.Slot) {
+			name = "one"
+		}
+		told = append(told, name+" is held by "+holder(s.taken))
 	}
 	return strings.Join(told, "; ")
 }
@@ -163,6 +174,12 @@ func holder(t *TakenSlot) string {
 }
 
 func groups(slots []*slot) string {
+	if len(slots) > 0 && counted(slots[0].Slot) { // their numbers mean nothing
+		if len(slots) == 1 {
+			return "1 card"
+		}
+		return fmt.Sprintf("%d cards", len(slots))
+	}
 	var names []string
 	for _, s := range slots {
 		names = append(names, fmt.Sprint(s.Group))

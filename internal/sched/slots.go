@@ -64,13 +64,11 @@ func (s *slot) cards(model string) (addresses []string) {
 }
 
 // slots gives a host's slots, with those that leases take.
-func slotsOf(h gpuserver.Host, used []TakenSlot) []*slot {
-	all := make([]*slot, len(h.Slots))
-	for i, s := range h.Slots {
-		all[i] = &slot{Slot: s}
-		if n := slices.IndexFunc(used, func(t TakenSlot) bool { return t.Group == s.Group }); n >= 0 {
-			all[i].taken = &used[n]
-		}
+func slotsOf(h gpuserver.Host, used []TakenSlot, flavors map[string]gpuserver.Flavor) []*slot {
+	slots, by := Hold(h.Slots, used, func(flavor string) string { return flavors[flavor].GPUs.Model })
+	all := make([]*slot, len(slots))
+	for i, s := range slots {
+		all[i] = &slot{Slot: s, taken: by[i]}
 	}
 	slices.SortFunc(all, func(a, b *slot) int { return cmp.Compare(a.Group, b.Group) })
 	return all

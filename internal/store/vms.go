@@ -244,10 +244,11 @@ type Usage struct {
 
 // HeldSlot is a slot that a lease holds, and by whom.
 type HeldSlot struct {
-	Group int
-	VM    string    // its name
-	Until time.Time // when its job ends at the latest; zero: not known
-	VCPUs int       // of the VM
+	Group  int
+	VM     string    // its name
+	Until  time.Time // when its job ends at the latest; zero: not known
+	VCPUs  int       // of the VM
+	Flavor string    // of the VM
 }
 
 // Usages sums the held leases by host.
@@ -261,12 +262,12 @@ func (tx *Tx) Usages() (us []Usage, err error) {
 	if err != nil {
 		return us, err
 	}
-	return us, tx.each(`SELECT c.cloud, c.host, c.slot, v.name, v.job_deadline, l.vcpus FROM claims c JOIN vms v ON v.id = c.vm JOIN leases l ON l.vm = c.vm
+	return us, tx.each(`SELECT c.cloud, c.host, c.slot, v.name, v.job_deadline, l.vcpus, v.flavor FROM claims c JOIN vms v ON v.id = c.vm JOIN leases l ON l.vm = c.vm
  WHERE c.released_at = 0 ORDER BY c.cloud, c.host, c.slot`, nil, func(r scanner) error {
 		var cloud, host string
 		var s HeldSlot
 		var until int64
-		err := r.Scan(&cloud, &host, &s.Group, &s.VM, &until, &s.VCPUs)
+		err := r.Scan(&cloud, &host, &s.Group, &s.VM, &until, &s.VCPUs, &s.Flavor)
 		s.Until = fromNanos(until)
 		if i := slices.IndexFunc(us, func(u Usage) bool { return u.Cloud == cloud && u.Host == host }); i >= 0 {
 			us[i].Slots = append(us[i].Slots, s)
