@@ -120,6 +120,8 @@ type Fleet struct {
 	draining bool
 
 	calls map[string]chan struct{} // limits of concurrent calls, by forge or cloud
+
+	running context.Context // ends when Run is to return; set by it
 }
 
 // secret is what a VM is handed and only memory holds: a restart before the
@@ -173,6 +175,7 @@ func (f *Fleet) ID() string { return f.id }
 func (f *Fleet) Run(ctx context.Context) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
+	f.running = ctx
 	f.queue = workqueue.New(ctx, f.step)
 	f.DB.Watch(f.changed)
 	var wg sync.WaitGroup
@@ -280,6 +283,18 @@ func (f *Fleet) call(ctx context.Context, what string, fn func() error) error {
 	case <-ctx.Done():
 		return ctx.Err()
 	}
+}
+
+// leavable gives a context for a call to a cloud that an interrupt must not break
+// off. The service's end does where the cloud goes on without us: the next start
+// finds by its name what became of it, and nobody has to wait for it now.
+func (f *Fleet) leavable(ctx context.Context, drv cloud.Driver) (context.Context, context.CancelFunc) {
+	ctx, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	if !drv.Capabilities().Leavable {
+		return ctx, cancel
+	}
+	end := context.AfterFunc(f.running, cancel)
+	return ctx, func() { end(); cancel() }
 }
 
 func (f *Fleet) vmName(id gpuserver.VMID) string { return fmt.Sprintf("%s-%d", f.id, id) }

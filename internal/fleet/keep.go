@@ -36,8 +36,14 @@ func (f *Fleet) keep(ctx context.Context, v gpuserver.VM) time.Duration {
 		return f.later(ctx, v, gpuserver.Errorf(gpuserver.KindInvalid, "the cloud %q is not in the configuration; put it back until its VMs are deleted", v.Cloud))
 	}
 	crashpoint.At("keep.before")
-	err := drv.Keep(context.WithoutCancel(ctx), v.Name)
+	kctx, done := f.leavable(ctx, drv)
+	err := drv.Keep(kctx, v.Name)
+	left := kctx.Err() != nil
+	done()
 	crashpoint.At("keep.effect")
+	if err != nil && left {
+		return 0 // the next start goes on with it
+	}
 	switch gpuserver.KindOf(err) {
 	case "":
 	case gpuserver.KindNotFound, gpuserver.KindRefused, gpuserver.KindInvalid:

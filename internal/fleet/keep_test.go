@@ -265,20 +265,21 @@ func TestKeptVMsAndTheSweep(t *testing.T) {
 		b.settle()
 		b.wantVM(vm, gpuserver.VMGone)
 
-		spec := cloud.Spec{Name: "left", Owner: b.fleet.ID(), Flavor: b.fleet.Flavors["gpu1"], Image: "img"}
+		left, orphan := b.fleet.vmName(98), b.fleet.vmName(99)
+		spec := cloud.Spec{Name: left, Owner: b.fleet.ID(), Flavor: b.fleet.Flavors["gpu1"], Image: "img"}
 		_, err := b.drv.Create(b.ctx, spec)
-		if err := errors.Join(err, b.drv.Keep(b.ctx, "left")); err != nil {
+		if err := errors.Join(err, b.drv.Keep(b.ctx, left)); err != nil {
 			t.Fatal(err)
 		}
-		spec.Name = "orphan"
+		spec.Name = orphan
 		if _, err := b.drv.Create(b.ctx, spec); err != nil {
 			t.Fatal(err)
 		}
 		b.fleet.compareCloud(b.ctx, b.drv)
-		if _, err := b.drv.Get(b.ctx, "left"); err != nil {
+		if _, err := b.drv.Get(b.ctx, left); err != nil {
 			t.Errorf("the kept VM: %v", err)
 		}
-		if _, err := b.drv.Get(b.ctx, "orphan"); gpuserver.KindOf(err) != gpuserver.KindNotFound {
+		if _, err := b.drv.Get(b.ctx, orphan); gpuserver.KindOf(err) != gpuserver.KindNotFound {
 			t.Errorf("the orphan: %v", err)
 		}
 	})

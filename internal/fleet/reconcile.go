@@ -2,6 +2,8 @@ package fleet
 
 import (
 	"context"
+	"strconv"
+	"strings"
 	"sync"
 	"time"
 
@@ -73,10 +75,32 @@ func (f *Fleet) watchCloud(ctx context.Context, c cloud.Driver) {
 			var v gpuserver.VM
 			err := f.DB.View(ctx, func(tx *store.Tx) (err error) { v, err = tx.VMByName(e.VM); return err })
 			if err == nil && v.Cloud == c.Name() {
-				f.stopped(ctx, v, told(e))
+				f.stopped(ctx, v, f.whatHappened(ctx, c, v, e))
 			}
 		}
 	}
+}
+
+// whatHappened says what an event means for a VM.
+func (f *Fleet) whatHappened(ctx context.Context, c cloud.Driver, v gpuserver.VM, e cloud.Event) failure {
+	if e.State == cloud.StateError {
+		ctx, cancel := context.WithTimeout(ctx, time.Minute)
+		defer cancel()
+		if m, err := c.Get(ctx, v.Name); err == nil && m.State == cloud.StateError {
+			return broke(v, m)
+		}
+	}
+	return told(e)
+}
+
+// broke says what it means that the cloud gave a VM up: before its guest was ever
+// heard of it may be that the cloud had no room for it, and it was taken up by a
+// start of ours that did not wait for the answer.
+func broke(v gpuserver.VM, m cloud.VM) failure {
+	if err := m.Failure(); v.State == gpuserver.VMBooting && v.HeartbeatAt.IsZero() && gpuserver.KindOf(err) == gpuserver.KindCapacity {
+		return noRoom(v, err)
+	}
+	return lost("the VM failed: " + m.Fault)
 }
 
 // told says what it means that a cloud told of a VM without a job: one that stopped
@@ -102,7 +126,9 @@ func (f *Fleet) stopped(ctx context.Context, v gpuserver.VM, x failure) {
 		if x.image {
 			x.also = f.noReport
 		}
-		x.why += " before it had a job"
+		if x.class != gpuserver.ReasonCapacity {
+			x.why += " before it had a job"
+		}
 		f.endedIdle(ctx, v, x)
 	case gpuserver.VMBusy:
 		err := f.move(ctx, &v, gpuserver.VMDeleting, x.why, func(v *gpuserver.VM) { v.Reason = x.why }, func(tx *store.Tx) error {
@@ -141,13 +167,17 @@ func (f *Fleet) compareCloud(ctx context.Context, c cloud.Driver) {
 	}
 	rows := map[string]bool{}
 	for _, v := range alive {
-		rows[v.Name] = true
 		if v.Cloud == c.Name() {
+			rows[v.Name] = true
 			f.compareVM(ctx, c, v, there)
 		}
 	}
 	for name := range there {
 		if rows[name] || ctx.Err() != nil {
+			continue
+		}
+		if !f.gaveName(name) {
+			f.Log.Warn("a VM with our owner tag and a name that we never gave is left alone; look what it is", "vm", name, "cloud", c.Name())
 			continue
 		}
 		if there[name].Kept {
@@ -164,6 +194,13 @@ func (f *Fleet) compareCloud(ctx context.Context, c cloud.Driver) {
 		}
 		f.repaired("orphan_vm")
 	}
+}
+
+// gaveName reports whether a VM's name is one of this installation's.
+func (f *Fleet) gaveName(name string) bool {
+	number, ok := strings.CutPrefix(name, f.id+"-")
+	_, err := strconv.ParseUint(number, 10, 63)
+	return ok && err == nil
 }
 
 // compareVM closes a row whose VM is off or gone. Absence from a list is no
@@ -190,7 +227,7 @@ func (f *Fleet) compareVM(ctx context.Context, c cloud.Driver, v gpuserver.VM, t
 	case m.State == cloud.StateRunning || m.State == cloud.StateBuilding:
 		return
 	case m.State == cloud.StateError:
-		f.stopped(ctx, v, lost("the VM failed: "+m.Fault))
+		f.stopped(ctx, v, broke(v, m))
 	default:
 		f.stopped(ctx, v, lost("the VM was lost: it is off"))
 	}

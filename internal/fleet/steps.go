@@ -142,8 +142,11 @@ func (f *Fleet) create(ctx context.Context, v gpuserver.VM, job gpuserver.Job) t
 	if !ok || v.Tries > 0 {
 		// We were restarted, or an earlier call's outcome is unknown.
 		found, err := drv.Get(ctx, v.Name)
+		failed := found.Failure()
 		switch {
-		case err == nil && found.State != cloud.StateRemains && found.Owner == f.id:
+		case err == nil && found.Owner == f.id && failed != nil && gpuserver.KindOf(failed) != gpuserver.KindUnavailable:
+			return f.createFailed(ctx, v, failed)
+		case err == nil && found.State != cloud.StateRemains && failed == nil && found.Owner == f.id:
 			f.repaired("vm_adopted")
 			return f.created(ctx, v, drv, found)
 		case err == nil && found.Owner == f.id:
@@ -168,7 +171,9 @@ func (f *Fleet) create(ctx context.Context, v gpuserver.VM, job gpuserver.Job) t
 	var made cloud.VM
 	crashpoint.At("create.before")
 	err = f.call(ctx, "cloud "+v.Cloud, func() (err error) {
-		made, err = drv.Create(context.WithoutCancel(ctx), spec)
+		cctx, done := f.leavable(ctx, drv)
+		defer done()
+		made, err = drv.Create(cctx, spec)
 		return err
 	})
 	crashpoint.At("create.effect")
@@ -456,13 +461,19 @@ func (f *Fleet) delete(ctx context.Context, v gpuserver.VM) time.Duration {
 	f.readAfter(ctx, v)
 	crashpoint.At("delete.before")
 	watched := f.watchReset(ctx, v)
-	err := drv.Delete(ctx, v.Name)
+	dctx, done := f.leavable(ctx, drv)
+	err := drv.Delete(dctx, v.Name)
+	left := dctx.Err() != nil
+	done()
 	watched()
 	crashpoint.At("delete.effect")
 	if gpuserver.KindOf(err) == gpuserver.KindRefused {
 		// A stranger has our name. It is not ours to delete, and ours is not there.
 		f.Log.Error("a VM of this name is not ours", "vm", v.Name, "cloud", v.Cloud, "err", err)
 		err = nil
+	}
+	if err != nil && left {
+		return 0 // the next start goes on with it
 	}
 	if err != nil && gpuserver.KindOf(err) != gpuserver.KindNotFound {
 		return f.later(ctx, v, err)

@@ -115,13 +115,13 @@ func (c *Cloud) Stop(name, reason string) error {
 	return nil
 }
 
-// SetState makes a VM be in a state, such as building, without a word to drivers.
-func (c *Cloud) SetState(name string, state cloud.State) error {
+// Edit changes what is said of a VM, such as its state, without a word to drivers.
+func (c *Cloud) Edit(name string, change func(*cloud.VM)) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	m, err := c.find(name)
 	if err == nil {
-		m.vm.State = state
+		change(&m.vm)
 	}
 	return err
 }

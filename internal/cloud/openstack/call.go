@@ -71,6 +71,14 @@ func (d *Driver) ask(ctx context.Context, what string, call func(context.Context
 	}
 }
 
+// whole gives a context for a call whose answer is worth more than a quick end: it
+// ends with the driver and after the time that a call may take, but not with ctx.
+func (d *Driver) whole(ctx context.Context) (context.Context, context.CancelFunc) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), d.cfg.CallTimeout)
+	end := context.AfterFunc(d.running, cancel)
+	return ctx, func() { end(); cancel() }
+}
+
 // maxLimited is how often a call is repeated that the cloud answers with 429.
 const maxLimited = 3
 

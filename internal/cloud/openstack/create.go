@@ -24,8 +24,9 @@ const maxEncoded = 65535
 
 // Create implements cloud.Driver. Nova accepts a server first and looks for a host
 // then, so it waits until the server is active: only then it is known that there
-// was room. If ctx ends after the server was asked for, it stays and is found by
-// its name.
+// was room. If ctx ends before the server is asked for, nothing is made; if it ends
+// while it is, the answer is waited for all the same, and the server stays and is
+// found by its name.
 func (d *Driver) Create(ctx context.Context, spec cloud.Spec) (cloud.VM, error) {
 	if err := d.checkSpec(spec); err != nil {
 		return cloud.VM{}, err
@@ -216,6 +217,11 @@ func (d *Driver) post(ctx context.Context, spec cloud.Spec, o *options) (id stri
 	var cause error
 	asked := time.Now()
 	err = d.ask(ctx, "create "+spec.Name, func(ctx context.Context, s *session) error {
+		if cause = ctx.Err(); cause != nil {
+			return cause
+		}
+		ctx, end := d.whole(ctx)
+		defer end()
 		cause = servers.Create(ctx, s.compute, body, hints).ExtractInto(&made)
 		if cause == nil && made.ID == "" {
 			cause = errors.New("the answer to a create has no server's id")

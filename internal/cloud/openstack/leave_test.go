@@ -1,0 +1,77 @@
+package openstack
+
+import (
+	"context"
+	"net/http"
+	"testing"
+
+	"gpuserver"
+	"gpuserver/internal/cloud"
+)
+
+// A create whose caller goes while Nova is asked for the server is answered, and the
+// server is left: what Nova makes of it is found by the next who asks. Nobody waits
+// for a server that is built for long.
+func TestCreateIsLeft(t *testing.T) {
+	s := newStandin(t)
+	cfg := s.config()
+	d := open(t, cfg)
+	ctx, cancel := context.WithCancel(t.Context())
+	s.intercept(func(w http.ResponseWriter, r *http.Request, serve http.HandlerFunc) bool {
+		if !is(r, "POST", "/compute/v2.1/servers") {
+			return false
+		}
+		cancel()
+		serve(w, r)
+		s.do(func() { s.machines[0].stuck = true })
+		return true
+	})
+	_, err := d.Create(ctx, spec(cfg, "vm-1"))
+	wantKind(t, err, gpuserver.KindUnavailable)
+	d.watch.mu.Lock()
+	id := d.watch.made["vm-1"]
+	d.watch.mu.Unlock()
+	if m := s.find("vm-1"); m == nil || id != m.ID {
+		t.Errorf("the answer to the POST was not waited for: %q is noted", id)
+	}
+	if n := s.count("DELETE /compute/.*"); n != 0 {
+		t.Errorf("%d servers were deleted", n)
+	}
+	_ = d.Close()
+
+	next := open(t, cfg)
+	vm, err := next.Get(t.Context(), "vm-1")
+	if err != nil || vm.State != cloud.StateBuilding || vm.Owner != cfg.Owner {
+		t.Errorf("the next driver finds %+v, %v", vm, err)
+	}
+	fault := "No valid host was found."
+	m := s.find("vm-1")
+	s.do(func() { m.stuck, m.Status, m.Fault, m.Updated = false, "ERROR", fault, s.now() })
+	vm, err = next.Get(t.Context(), "vm-1")
+	if err != nil || gpuserver.KindOf(vm.Failure()) != gpuserver.KindCapacity || !vm.NoHost || vm.Fault != fault {
+		t.Errorf("after it failed: %+v, %v", vm, err)
+	}
+	if err := next.Delete(t.Context(), "vm-1"); err != nil || s.alive() != 0 {
+		t.Errorf("Delete: %v; %d servers are left", err, s.alive())
+	}
+}
+
+// Which faults say that no host was found, and which that a quota is used up.
+func TestNoHostIsNoQuota(t *testing.T) {
+	for fault, want := range map[string]bool{
+		"No valid host was found. There are not enough hosts available.":                         true,
+		"Exceeded maximum number of retries. Exceeded max scheduling attempts 3 for instance x.": true,
+		"Quota exceeded for cores: Requested 8, but already used 40 of 40 cores":                 false,
+		"Build of instance x aborted: Flavor's disk is too small for requested image.":           false,
+	} {
+		if got := noHost(fault); got != want {
+			t.Errorf("%s: %t, want %t", fault, got, want)
+		}
+		vm := server{Status: "ERROR", Fault: &struct {
+			Message string `json:"message"`
+		}{fault}}.vm()
+		if vm.NoHost != want || vm.FaultKind != ofFault(fault) {
+			t.Errorf("%s: %+v", fault, vm)
+		}
+	}
+}
