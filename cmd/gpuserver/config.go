@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"os"
 	"slices"
 
 	"github.com/spf13/cobra"
@@ -47,8 +48,14 @@ nobody is asked, so that it can be checked anywhere; with --secrets the secrets
 that the file names are read, too (never printed), as the service would. With
 --sysfs the flavors are compared with a machine's cards.
 
+A clouds.yaml that can be read here is looked into: the entry has to be there,
+what its auth_type needs complete, its certificates readable. With --secrets one
+that cannot be read is a mistake. Whether the cloud accepts the credentials, asks
+"gpuserver cloud check"; whether the forge does, "gpuserver forge check".
+
 What is no mistake but should be known goes to standard error: that the default
-catalogue of flavors is used, and flavors for whose cards the machine has none.
+catalogue of flavors is used, credentials that could not be looked into, and
+flavors for whose cards the machine has none.
 
 Exit status: 0 no mistake, 2 mistakes, or the file cannot be read.`,
 		Example: `  gpuserver config check
@@ -75,8 +82,12 @@ func checkConfig(cmd *cobra.Command, path string, secrets bool, machine string) 
 	if err == nil && secrets {
 		err = c.CheckSecrets()
 	}
+	var unseen []string
 	if err == nil {
-		return printNotes(cmd, c, machine)
+		unseen, err = checkLogins(c, secrets)
+	}
+	if err == nil {
+		return printNotes(cmd, c, machine, unseen)
 	}
 	problems, ok := errors.AsType[config.Problems](err)
 	if !ok {
@@ -90,9 +101,32 @@ func checkConfig(cmd *cobra.Command, path string, secrets bool, machine string) 
 	return &exitError{code: exitUsage}
 }
 
-// printNotes prints what is no mistake but should be known.
-func printNotes(cmd *cobra.Command, c *config.Config, machine string) error {
-	notes := c.Notes()
+// checkLogins looks into the files with the credentials of clouds. One that cannot be
+// read here may be there where the service runs: it is a mistake only if all is to be
+// as the service finds it, and else among those that were not looked into.
+func checkLogins(c *config.Config, asService bool) (unseen []string, err error) {
+	err = c.CheckLogins(func(cl *config.Cloud) error {
+		login := openStackConfig(c, cl, "").Credentials
+		if asService {
+			return login.Check()
+		}
+		if login.CloudsFile == "" {
+			return nil // the environment is the service's
+		}
+		if f, err := os.Open(login.CloudsFile); err != nil {
+			unseen = append(unseen, fmt.Sprintf("the credentials of cloud %s are not checked: %v", cl.Name, err))
+			return nil
+		} else {
+			_ = f.Close()
+		}
+		return login.Check()
+	})
+	return unseen, err
+}
+
+// printNotes prints what is no mistake but should be known, unseen first.
+func printNotes(cmd *cobra.Command, c *config.Config, machine string, unseen []string) error {
+	notes := append(unseen, c.Notes()...)
 	if machine != "" {
 		cards, err := cardWarnings(c, machine)
 		if err != nil {

@@ -34,3 +34,40 @@ func TestConfigCheckComparesFlavorsWithCards(t *testing.T) {
 		t.Errorf("no such folder: status %d, stderr %q", status, errs)
 	}
 }
+
+// A clouds.yaml is looked into where it can be read, and has to be readable where all is
+// to be as the service finds it. Mistakes stand at the cloud's place in the file.
+func TestConfigCheckLooksIntoCloudsFile(t *testing.T) {
+	dir := t.TempDir()
+	path, clouds := filepath.Join(dir, "c.yaml"), filepath.Join(dir, "clouds.yaml")
+	write(t, path, `
+server: {listen: {agent: "192.0.2.1:8441"}}
+clouds:
+  - name: stack
+    type: openstack
+    openstack:
+      clouds_file: `+clouds+`
+      cloud: lab
+images: [{name: i, openstack: {image: i}}]
+`)
+	for _, tt := range []struct {
+		name, file string // "": there is none
+		args       []string
+		status     int
+		out, errs  string
+	}{
+		{"no file", "", nil, 0, "", "note: the credentials of cloud stack are not checked: open " + clouds + ": no such file"},
+		{"no file for the service", "", []string{"--secrets"}, exitUsage, path + ":8:14: cloud stack: the OpenStack credentials in " + clouds + " cannot be used: open", ""},
+		{"no entry", "clouds: {other: {}}", nil, exitUsage, path + ":8:14: cloud stack: the OpenStack credentials in " + clouds + ` cannot be used: it has no cloud "lab"; it has other`, ""},
+		{"half an entry", "clouds: {lab: {auth: {auth_url: 'https://c/v3', username: u, password: hushhush}}}", nil, exitUsage, `cloud "lab": its username needs user_domain_name`, ""},
+		{"a whole one", "clouds: {lab: {auth: {auth_url: 'https://c/v3', user_id: u, password: hushhush, project_id: p}}}", []string{"--secrets"}, 0, "", ""},
+	} {
+		if tt.file != "" {
+			write(t, clouds, tt.file)
+		}
+		status, out, errs := run(t, append(append([]string{"config", "check"}, tt.args...), path)...)
+		if status != tt.status || !strings.Contains(out, tt.out) || !strings.Contains(errs, tt.errs) || strings.Contains(out+errs, "hushhush") {
+			t.Errorf("%s: status %d, want %d\n%s%s", tt.name, status, tt.status, out, errs)
+		}
+	}
+}

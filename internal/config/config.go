@@ -38,6 +38,7 @@ type Config struct {
 	Path string `json:"-"`
 
 	secrets []placedSecret
+	logins  map[string]Problem // where clouds of type openstack say how they log in, by path; without a text
 	// catalogue says that the flavors are those of the default catalogue.
 	catalogue bool
 	runners   *cirun.File

@@ -1,10 +1,14 @@
 package config
 
 import (
+	"fmt"
 	"net"
 	"net/netip"
 	"slices"
+	"strings"
 	"time"
+
+	"gpuserver"
 )
 
 // OpenStack are the options of VMs in a project of an OpenStack.
@@ -69,6 +73,7 @@ type OpenStackImage struct {
 
 // openStack checks what a cloud's own options show.
 func (k *checker) openStack(o *OpenStack, path string) {
+	k.noteLogin(path)
 	if (o.CloudsFile == "") != (o.Cloud == "") {
 		k.bad(path+".cloud", "clouds_file and the entry in it (cloud) are of use together only")
 	}
@@ -92,6 +97,38 @@ func (k *checker) openStack(o *OpenStack, path string) {
 		k.declared(o, path+".declared")
 		k.declaredUse(o, path+".declared")
 	}
+}
+
+// noteLogin notes where a cloud says how it logs in.
+func (k *checker) noteLogin(path string) {
+	var at place
+	for _, where := range []string{path + ".cloud", path, strings.TrimSuffix(path, ".openstack")} {
+		if p, ok := k.places[where]; ok {
+			at = p
+			break
+		}
+	}
+	if k.c.logins == nil {
+		k.c.logins = map[string]Problem{}
+	}
+	k.c.logins[path] = Problem{File: k.name, Line: at.line, Column: at.column}
+}
+
+// CheckLogins calls check for each cloud of type openstack, and gives an error like
+// Load's of what it finds wrong.
+func (c *Config) CheckLogins(check func(*Cloud) error) error {
+	var problems Problems
+	for i := range c.Clouds {
+		if c.Clouds[i].OpenStack == nil {
+			continue
+		}
+		if err := check(&c.Clouds[i]); err != nil {
+			p := c.logins[index("clouds", i)+".openstack"]
+			p.Text = fmt.Sprintf("cloud %s: %s", c.Clouds[i].Name, gpuserver.PublicText(err))
+			problems = append(problems, p)
+		}
+	}
+	return problems.err(c.Path)
 }
 
 // openStackNames checks what the options of clouds say of things that stand

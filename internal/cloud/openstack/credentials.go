@@ -67,14 +67,37 @@ func (c Credentials) read() (identity, error) {
 
 // checkFile says what is wrong with a clouds.yaml before it is taken for one.
 func (c Credentials) checkFile() error {
-	bad := func(format string, args ...any) error {
-		return gpuserver.Errorf(gpuserver.KindInvalid, "the OpenStack credentials in %s cannot be used: %s", c.CloudsFile, fmt.Sprintf(format, args...))
+	e, err := c.entry()
+	if err == nil && len(e.auth()) == 0 {
+		err = c.bad("cloud %q has no auth", c.Cloud)
 	}
+	return err
+}
+
+// bad makes an error of what is wrong with the file.
+func (c Credentials) bad(format string, args ...any) error {
+	return gpuserver.Errorf(gpuserver.KindInvalid, "the OpenStack credentials in %s cannot be used: %s", c.CloudsFile, fmt.Sprintf(format, args...))
+}
+
+// entry is an entry of a clouds.yaml as it stands there.
+type entry map[string]any
+
+// auth gives what stands under auth.
+func (e entry) auth() map[string]any {
+	if m, ok := e["auth"].(entry); ok { // as YAML makes what is within an entry
+		return m
+	}
+	m, _ := e["auth"].(map[string]any)
+	return m
+}
+
+// entry gives the entry, with what a secure.yaml beside the file adds to it.
+func (c Credentials) entry() (entry, error) {
 	text, err := os.ReadFile(c.CloudsFile)
 	if err != nil {
-		return bad("%v; put the file there, readable for the server only", err)
+		return nil, c.bad("%v; put the file there, readable for the server only", err)
 	}
-	entries := map[string]map[string]any{}
+	entries := map[string]entry{}
 	for _, name := range []string{c.CloudsFile, filepath.Join(filepath.Dir(c.CloudsFile), "secure.yaml")} {
 		more, err := os.ReadFile(name)
 		if name == c.CloudsFile {
@@ -84,25 +107,33 @@ func (c Credentials) checkFile() error {
 			continue // there need not be one
 		}
 		var file struct {
-			Clouds map[string]map[string]any `yaml:"clouds"`
+			Clouds map[string]entry `yaml:"clouds"`
 		}
 		if err := yaml.Unmarshal(more, &file); err != nil {
-			return bad("%s is not valid YAML with entries under clouds", name)
+			return nil, c.bad("%s is not valid YAML with entries under clouds", name)
 		}
 		for k, v := range file.Clouds {
-			if v["auth"] != nil || entries[k] == nil {
-				entries[k] = v
-			}
+			entries[k] = entries[k].with(v)
 		}
 	}
 	e, ok := entries[c.Cloud]
-	switch {
-	case !ok:
-		return bad("it has no cloud %q; it has %s", c.Cloud, strings.Join(slices.Sorted(maps.Keys(entries)), ", "))
-	case e["auth"] == nil:
-		return bad("cloud %q has no auth", c.Cloud)
+	if !ok {
+		return nil, c.bad("it has no cloud %q; it has %s", c.Cloud, strings.Join(slices.Sorted(maps.Keys(entries)), ", "))
 	}
-	return nil
+	return e, nil
+}
+
+// with gives an entry with what another says more, or otherwise.
+func (e entry) with(more entry) entry {
+	both, auth := entry{}, map[string]any{}
+	maps.Copy(both, e)
+	maps.Copy(both, more)
+	maps.Copy(auth, e.auth())
+	maps.Copy(auth, more.auth())
+	if len(auth) > 0 {
+		both["auth"] = auth
+	}
+	return both
 }
 
 // fromEnvironment gives the OS_* variables, as an openrc file sets them, in the
