@@ -102,9 +102,13 @@ func printGPU(w io.Writer, d api.GPUDetail) error {
 	if time.Now().Before(g.RestUntil) {
 		rest = "until " + g.RestUntil.Local().Format(time.DateTime)
 	}
+	health := ""
+	if g.GuestOnly {
+		health = "guest-side only: its cloud shows nothing of it from outside"
+	}
 	err := fields(w, "gpu", fmt.Sprint(g.ID), "state", gpuState(g), "since", g.Since(time.Now()).Local().Format(time.DateTime)+" ("+gpuSince(g)+")", "reason", g.Reason, "next", g.Help,
 		"model", g.Model, "host", g.Cloud+"/"+g.Host, "address", g.Address, "group", group, "pci id", strings.Trim(g.VendorID+":"+g.DeviceID, ":"),
-		"uuid", g.UUID, "serial", g.Serial, "link", width, "strikes", points(g.StrikesNow), "rests", rest, "held by", held,
+		"uuid", g.UUID, "serial", g.Serial, "link", width, "health", health, "strikes", points(g.StrikesNow), "rests", rest, "held by", held,
 		"first seen", ago(g.FirstSeen), "last seen", ago(g.LastSeen))
 	if err != nil || len(d.Events) == 0 {
 		return err

@@ -20,6 +20,7 @@ type GPUInfo struct {
 	gpuserver.GPU
 	Group      *int       `json:"group,omitempty" doc:"Its IOMMU group, where the cloud tells."`
 	Absent     bool       `json:"absent,omitempty" doc:"Another card is in its place, and it was not seen elsewhere since."`
+	GuestOnly  bool       `json:"guest_only,omitempty" doc:"Its health is guest-side only: its cloud shows nothing of it from outside."`
 	StrikesNow float64    `json:"strikes_now" doc:"Its strikes, in points, as they have faded to now."`
 	HeldBy     *GPUHolder `json:"held_by,omitempty" doc:"The VM that has it, or its group."`
 	Help       string     `json:"help,omitempty" doc:"What to do about a card that no VM gets."`
@@ -134,6 +135,7 @@ func readGPUs(ctx context.Context, tx *store.Tx, around Surroundings) ([]GPUInfo
 	for _, g := range all {
 		info := GPUInfo{GPU: g, Group: groupOf(hosts, g), StrikesNow: policy.Left(g, tx.Now)}
 		info.Absent = g.Address == "" && slices.ContainsFunc(clouds, func(c CloudStatus) bool { return c.Name == g.Cloud && c.Cards })
+		info.GuestOnly = slices.ContainsFunc(clouds, func(c CloudStatus) bool { return c.Name == g.Cloud && !c.Cards })
 		info.HeldBy = holders.of(g, info.Group)
 		info.Help = help(info, tx.Now)
 		gs = append(gs, info)

@@ -323,7 +323,7 @@ func TestAbsentCard(t *testing.T) {
 		t.Fatal(err)
 	}
 	d, err := s.admin.GPU(t.Context(), "4")
-	if err != nil || !d.GPU.Absent || !strings.Contains(d.GPU.Help, "another card is in its place") {
+	if err != nil || !d.GPU.Absent || d.GPU.GuestOnly || !strings.Contains(d.GPU.Help, "another card is in its place") {
 		t.Errorf("got %+v, %v", d.GPU, err)
 	}
 	st, err := s.admin.Status(t.Context())
@@ -342,7 +342,7 @@ func TestAbsentCard(t *testing.T) {
 	}
 	// Where the cloud never tells an address it is there as far as we know.
 	s.fleet.CloudList[0].Cards = false
-	if d, err := s.admin.GPU(t.Context(), "4"); err != nil || d.GPU.Absent {
+	if d, err := s.admin.GPU(t.Context(), "4"); err != nil || d.GPU.Absent || !d.GPU.GuestOnly {
 		t.Errorf("got %+v, %v", d.GPU, err)
 	}
 }
