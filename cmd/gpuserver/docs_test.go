@@ -10,6 +10,8 @@ import (
 	"testing"
 
 	"github.com/spf13/cobra"
+
+	"gpuserver/internal/config"
 )
 
 const repository = "../.."
@@ -235,5 +237,67 @@ func TestDocumentChecksCanFail(t *testing.T) {
 	}
 	if got := d.lines(); !slices.Equal(got, []string{"gpuserver job list", "b", "make nothing"}) {
 		t.Errorf("lines %q", got)
+	}
+}
+
+// TestExampleOfTwoClouds reads the example of a configuration with this machine and an
+// OpenStack, as its reader would copy it.
+func TestExampleOfTwoClouds(t *testing.T) {
+	text, err := os.ReadFile(filepath.Join(repository, "docs", "openstack.md"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, rest, _ := strings.Cut(string(text), "## Beside VMs of this machine")
+	_, rest, _ = strings.Cut(rest, "```yaml\n")
+	example, _, ok := strings.Cut(rest, "```")
+	if !ok {
+		t.Fatal("the example is not there")
+	}
+	cfg, err := config.Parse([]byte(example), "example.yaml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(cfg.Clouds) != 2 || cfg.Clouds[0].Type != "libvirt" || cfg.Clouds[1].Type != "openstack" {
+		t.Errorf("its clouds: %+v", cfg.Clouds)
+	}
+	var got []string
+	for _, e := range places(cfg) {
+		if e.Flavor == "gpu_large" {
+			got = append(got, e.Cloud)
+		}
+	}
+	if !slices.Equal(got, []string{"local", "stack"}) {
+		t.Errorf("gpu_large may run on %q", got)
+	}
+}
+
+// TestChecklistNamesTests compares the checklist of claims with the tests that there are.
+func TestChecklistNamesTests(t *testing.T) {
+	there := map[string]bool{}
+	err := filepath.WalkDir(repository, func(path string, e fs.DirEntry, err error) error {
+		if err != nil || !strings.HasSuffix(path, "_test.go") {
+			return err
+		}
+		text, err := os.ReadFile(path)
+		for _, m := range regexp.MustCompile(`(?m)^func (Test\w+)\(`).FindAllStringSubmatch(string(text), -1) {
+			there[m[1]] = true
+		}
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	text, err := os.ReadFile(filepath.Join(repository, "docs", "checklists", "openstack.md"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	names := regexp.MustCompile("`(Test\\w+)`").FindAllStringSubmatch(string(text), -1)
+	if len(names) < 20 {
+		t.Errorf("the checklist names %d tests only", len(names))
+	}
+	for _, m := range names {
+		if !there[m[1]] {
+			t.Errorf("the checklist names %s, and there is no such test", m[1])
+		}
 	}
 }
