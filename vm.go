@@ -53,6 +53,9 @@ type VM struct {
 	MadeFor  JobID  `json:"made_for,omitempty"` // the job that it was made for (may be re-pointed to a sibling)
 	Assigned JobID  `json:"assigned,omitempty"` // the job that the forge says it runs
 	CloudID  string `json:"cloud_id,omitempty"`
+	// Reserved is what the cloud calls the cards of a kept VM, if it holds them back
+	// in the VM's place; "": the VM itself holds them.
+	Reserved string `json:"reserved,omitempty"`
 	Resource string `json:"resource,omitempty"`
 	// Claims are the slots that its lease takes, with the cards that it has. They
 	// are the lease's, and change no more.

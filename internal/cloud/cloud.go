@@ -83,6 +83,20 @@ type Driver interface {
 	Close() error
 }
 
+// Reserver is a Driver whose cloud can hold cards back without the VM that has them,
+// which then need not be kept.
+type Reserver interface {
+	// Reserve holds the cards of a VM back, so that no other VM gets them once it is
+	// deleted, and gives what names them, at most 4 KiB. KindInvalid, KindRefused and
+	// KindNotFound: it cannot be done for this VM, which has to be kept.
+	Reserve(ctx context.Context, name string) (held string, err error)
+	// Remember tells a driver that was just opened what it held back before; it does
+	// no I/O.
+	Remember(held string)
+	// Release lets cards be given away again; none there is success.
+	Release(ctx context.Context, held string) error
+}
+
 // Capabilities are what differs between clouds, as data.
 type Capabilities struct {
 	Keep bool `json:"keep"`

@@ -206,6 +206,9 @@ func (f *Fleet) takeUp(ctx context.Context) error {
 			return err
 		}
 		for _, v := range vms {
+			if r, ok := f.clouds[v.Cloud].(cloud.Reserver); ok && v.Reserved != "" {
+				r.Remember(v.Reserved)
+			}
 			f.queue.Add(key{vm: v.ID})
 			for _, id := range []gpuserver.JobID{v.MadeFor, v.Assigned} {
 				if id != 0 {

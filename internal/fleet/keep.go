@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"gpuserver"
+	"gpuserver/internal/cloud"
 	"gpuserver/internal/crashpoint"
 	"gpuserver/internal/health"
 	"gpuserver/internal/store"
@@ -37,7 +38,14 @@ func (f *Fleet) keep(ctx context.Context, v gpuserver.VM) time.Duration {
 	}
 	crashpoint.At("keep.before")
 	kctx, done := f.leavable(ctx, drv)
-	err := drv.Keep(kctx, v.Name)
+	err := f.reserve(kctx, &v, drv)
+	switch {
+	case err != nil:
+	case v.Reserved != "": // its cards are held without it
+		err = drv.Delete(kctx, v.Name)
+	default:
+		err = drv.Keep(kctx, v.Name)
+	}
 	left := kctx.Err() != nil
 	done()
 	crashpoint.At("keep.effect")
@@ -53,10 +61,14 @@ func (f *Fleet) keep(ctx context.Context, v gpuserver.VM) time.Duration {
 	default:
 		return f.later(ctx, v, err)
 	}
+	text := v.Name + " is kept, so that " + v.Cloud + " gives the card to no other VM"
+	if v.Reserved != "" {
+		text = v.Cloud + " holds the card back, so that no other VM gets it; " + v.Name + " is deleted"
+	}
 	_ = f.move(ctx, &v, gpuserver.VMKept, v.Reason, nil, func(tx *store.Tx) error {
 		cards, err := tx.GPUsOfVM(v.ID)
 		for _, g := range cards {
-			if err := tx.AddGPUEvent(gpuserver.GPUEvent{GPU: g.ID, VM: v.ID, Job: v.MadeFor, Kind: gpuKept, Text: v.Name + " is kept, so that " + v.Cloud + " gives the card to no other VM"}); err != nil {
+			if err := tx.AddGPUEvent(gpuserver.GPUEvent{GPU: g.ID, VM: v.ID, Job: v.MadeFor, Kind: gpuKept, Text: text}); err != nil {
 				return err
 			}
 		}
@@ -64,6 +76,48 @@ func (f *Fleet) keep(ctx context.Context, v gpuserver.VM) time.Duration {
 	})
 	crashpoint.At("keep.commit")
 	return 0
+}
+
+// reserve has a cloud that can hold back the cards of a VM, and commits what it calls
+// them before the VM is deleted. Where it cannot, the VM stays as it is.
+func (f *Fleet) reserve(ctx context.Context, v *gpuserver.VM, drv cloud.Driver) error {
+	r, ok := drv.(cloud.Reserver)
+	if !ok || v.Reserved != "" {
+		return nil
+	}
+	held, err := r.Reserve(ctx, v.Name)
+	switch gpuserver.KindOf(err) {
+	case "":
+	case gpuserver.KindInvalid, gpuserver.KindRefused, gpuserver.KindNotFound:
+		f.Log.Info("cards cannot be held back by their cloud; the VM is kept", "vm", v.Name, "err", err)
+		return nil
+	default:
+		return err
+	}
+	return f.change(ctx, v, func(tx *store.Tx) error {
+		v.Reserved = held
+		return tx.SaveVM(v)
+	})
+}
+
+// letGo lets the cards be given away again that a cloud held back for a VM which is
+// deleted.
+func (f *Fleet) letGo(ctx context.Context, v gpuserver.VM, drv cloud.Driver) error {
+	if v.Reserved == "" {
+		return nil
+	}
+	r, ok := drv.(cloud.Reserver)
+	if !ok {
+		f.Log.Error("cards stay held back: their cloud cannot let them go any more", "vm", v.Name, "cloud", v.Cloud, "held", v.Reserved)
+		return nil
+	}
+	err := r.Release(ctx, v.Reserved)
+	switch gpuserver.KindOf(err) {
+	case gpuserver.KindInvalid, gpuserver.KindRefused:
+		f.Log.Error("cards stay held back; an administrator has to let them go", "vm", v.Name, "cloud", v.Cloud, "held", v.Reserved, "err", err)
+		return nil
+	}
+	return err
 }
 
 // awaitCards deletes a kept VM once all of its cards may be used again.

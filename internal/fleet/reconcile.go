@@ -237,7 +237,7 @@ func (f *Fleet) compareVM(ctx context.Context, c cloud.Driver, v gpuserver.VM, t
 // compareKept closes a row whose kept VM somebody deleted: it holds its card no
 // more.
 func (f *Fleet) compareKept(ctx context.Context, c cloud.Driver, v gpuserver.VM, there map[string]cloud.VM) {
-	if _, ok := there[v.Name]; ok {
+	if _, ok := there[v.Name]; ok || v.Reserved != "" {
 		return
 	}
 	if _, err := c.Get(ctx, v.Name); gpuserver.KindOf(err) != gpuserver.KindNotFound {

@@ -463,6 +463,9 @@ func (f *Fleet) delete(ctx context.Context, v gpuserver.VM) time.Duration {
 	watched := f.watchReset(ctx, v)
 	dctx, done := f.leavable(ctx, drv)
 	err := drv.Delete(dctx, v.Name)
+	if err == nil {
+		err = f.letGo(dctx, v, drv)
+	}
 	left := dctx.Err() != nil
 	done()
 	watched()

@@ -12,7 +12,7 @@ import (
 
 const vmColumns = `id, name, cloud, host, flavor, image, state, reason, made_for, assigned, cloud_id, resource, entry, forge,
  runner_name, runner_id, runner_attempt, runner_state, runner_scope, runner_labels, token_hash, guest, tries,
- created_at, state_at, boot_deadline, job_deadline, heartbeat_at, next_try_at, interrupted_at`
+ created_at, state_at, boot_deadline, job_deadline, heartbeat_at, next_try_at, interrupted_at, reserved`
 
 // vmSelect reads a VM with the claims of its lease.
 const vmSelect = `SELECT ` + vmColumns + `,
@@ -24,7 +24,7 @@ func scanVM(r scanner) (gpuserver.VM, error) {
 	var created, stateAt, boot, job, beat, next, interrupted int64
 	err := r.Scan(&v.ID, &v.Name, &v.Cloud, &v.Host, &v.Flavor, &v.Image, &v.State, &v.Reason, &v.MadeFor, &v.Assigned, &v.CloudID, &v.Resource, &entry, &v.Forge,
 		&v.Runner.Name, &v.Runner.ID, &v.Runner.Attempt, &v.Runner.State, &scope, &labels, &v.TokenHash, &guest, &v.Tries,
-		&created, &stateAt, &boot, &job, &beat, &next, &interrupted, &claims)
+		&created, &stateAt, &boot, &job, &beat, &next, &interrupted, &v.Reserved, &claims)
 	if err != nil {
 		return v, err
 	}
@@ -48,7 +48,7 @@ func vmArgs(v *gpuserver.VM) []any {
 	return []any{
 		v.Name, v.Cloud, v.Host, v.Flavor, v.Image, v.State, v.Reason, v.MadeFor, v.Assigned, v.CloudID, v.Resource, text(v.Entry), v.Forge,
 		v.Runner.Name, v.Runner.ID, v.Runner.Attempt, v.Runner.State, text(v.Runner.Scope), text(v.Runner.Labels), v.TokenHash, text(v.Guest), v.Tries,
-		nanos(v.CreatedAt), nanos(v.StateAt), nanos(v.BootDeadline), nanos(v.JobDeadline), nanos(v.HeartbeatAt), nanos(v.NextTryAt), nanos(v.InterruptedAt),
+		nanos(v.CreatedAt), nanos(v.StateAt), nanos(v.BootDeadline), nanos(v.JobDeadline), nanos(v.HeartbeatAt), nanos(v.NextTryAt), nanos(v.InterruptedAt), v.Reserved,
 	}
 }
 
@@ -63,7 +63,7 @@ func (tx *Tx) InsertVM(v *gpuserver.VM, name func(gpuserver.VMID) string, l gpus
 	}
 	v.ID = gpuserver.VMID(next)
 	v.Name = name(v.ID)
-	_, err := tx.insert(`INSERT INTO vms (`+vmColumns+`) VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)`, append([]any{v.ID}, vmArgs(v)...)...)
+	_, err := tx.insert(`INSERT INTO vms (`+vmColumns+`) VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)`, append([]any{v.ID}, vmArgs(v)...)...)
 	if err != nil {
 		return err
 	}
@@ -154,7 +154,7 @@ func (tx *Tx) MoveVM(v *gpuserver.VM, to gpuserver.VMState, why string) error {
 }
 
 func (tx *Tx) saveVM(v *gpuserver.VM, from gpuserver.VMState) error {
-	n, err := tx.execN(`UPDATE vms SET (`+strings.TrimPrefix(vmColumns, "id, ")+`) = (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?) WHERE id = ? AND state = ?`,
+	n, err := tx.execN(`UPDATE vms SET (`+strings.TrimPrefix(vmColumns, "id, ")+`) = (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?) WHERE id = ? AND state = ?`,
 		append(vmArgs(v), v.ID, from)...)
 	if err != nil {
 		return err

@@ -30,6 +30,9 @@ type Config struct {
 	Delays map[string]time.Duration
 	// Faults are there from the start; SetFaults replaces them.
 	Faults []Fault
+	// Reserves makes drivers hold cards back without their VM; else Reserve is
+	// KindInvalid.
+	Reserves bool
 	// ConsoleBytes is how much of each VM's console is kept at least; 0 is 64 KiB.
 	ConsoleBytes int
 	// OnCreate is called once for each VM that came to be, before its create is

@@ -91,7 +91,7 @@ func (c *Cloud) chooseCards(h *host, spec cloud.Spec) (chosen []string, err erro
 	var free []string
 	for _, s := range h.total.Slots {
 		for _, card := range s.Cards {
-			if card.Model == spec.Flavor.GPUs.Model && !c.inUse(h, card.Address) {
+			if card.Model == spec.Flavor.GPUs.Model && !c.reserved[card.Address] && !c.inUse(h, card.Address) {
 				free = append(free, card.Address)
 			}
 		}

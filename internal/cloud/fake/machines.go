@@ -33,6 +33,7 @@ type Cloud struct {
 	hosts    []*host
 	subs     map[chan cloud.Event]bool
 	readings map[string]pci.Reading // by address; set by SetCard
+	reserved map[string]bool        // addresses of cards that are held back
 }
 
 type machine struct {
