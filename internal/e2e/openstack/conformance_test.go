@@ -23,6 +23,7 @@ import (
 // that Nova can leave behind; all other tests leave them to Nova.
 func TestConformance(t *testing.T) {
 	need(t, fake)
+	t.Parallel() // with TestDeclared, which has a project of its own and no cards
 	admin, member := login(t, "admin"), login(t, "member")
 	member.quota(admin, unlimited)
 	cfg := openstack.Config{

@@ -212,6 +212,9 @@ func TestServiceNoValidHost(t *testing.T) {
 		}
 		return ""
 	})
+	d := &declaration{s, nil} // that declares nothing
+	d.cloud(0, words("check"), "pass   PciPassthroughFilter and alias tesla-v100", "has a card by it")
+	d.cloud(1, words("show"), s.vms()[0].Name, "ours", "tesla-v100:1", "not looked at: hypervisors: ", "os_compute_api:os-hypervisors:list-detail")
 	elsewhere := s.held("cirun-either", "true", 1)
 	s.ready("local", 1)
 	t.Logf("with one job that may run elsewhere:\n%s%s", s.ask("vm", "list"), s.ask("job", "list"))
