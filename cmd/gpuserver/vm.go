@@ -97,8 +97,8 @@ func newVMConsoleCommand() *cobra.Command {
 		Use:   "console VM",
 		Short: "Print a VM's serial console",
 		Long: `Prints what a VM wrote to its serial console: the kernel, the agent and the runner.
-With --follow it goes on until the VM is gone. Consoles of VMs that are gone are
-kept for some days (retention.consoles).
+With --follow it goes on until the VM is gone. Consoles of this machine's VMs that
+are gone are kept for some days (retention.consoles); an OpenStack keeps none.
 
 On a terminal control characters are shown as "?", because whoever runs a job can
 write what he likes to the console; in a pipe or file the bytes are as they were.

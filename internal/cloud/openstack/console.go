@@ -98,7 +98,7 @@ func (d *Driver) Console(ctx context.Context, name string, from, limit int64) (i
 		}
 	}
 	if len(found) == 0 {
-		return nil, gpuserver.Errorf(gpuserver.KindNotFound, "cloud %s has no VM %q", d.cfg.Name, name)
+		return nil, gpuserver.Errorf(gpuserver.KindNotFound, "cloud %s has no VM %q, and Nova keeps no console of a server that is gone", d.cfg.Name, name)
 	}
 	id := found[0].ID
 	var text string

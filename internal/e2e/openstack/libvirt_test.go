@@ -123,7 +123,7 @@ images:
   - {name: debian-12, openstack: {image: demo}}
 `, cloudsFile))
 	s.serve()
-	run := s.held("cirun-lab", askAll, 1)
+	made := s.held("cirun-lab", askAll, 1)
 	s.ready("stack", 1)
 	vm := s.vms()[0]
 	if got := member.named(vm.Name); got.ID != vm.CloudID {
@@ -141,7 +141,7 @@ images:
 		}
 	}
 	s.release()
-	job := s.succeeded(run)[0]
+	job := s.succeeded(made)[0]
 	text, err := s.hub.Log(job.ID)
 	s.ok(err)
 	t.Logf("the job's log:\n%s", text)
@@ -149,6 +149,9 @@ images:
 		t.Errorf("the job's log lacks its last words, or its server's id %s", vm.CloudID)
 	}
 	s.nothingLeft(member)
+	if status, _, errs := run(t, "vm", "console", vm.Name, "--server", s.socket()); status == 0 || !strings.Contains(errs, "Nova keeps no console") {
+		t.Errorf("the console of a server that is gone: status %d, %s", status, errs)
+	}
 	shown := s.ask("job", "show", fmt.Sprint(vm.MadeFor))
 	t.Logf("gpuserver job show:\n%s", shown)
 	for _, want := range []string{vm.Name, "success", gpuserver.PhaseAgent, gpuserver.PhaseJobEnded, gpuserver.PhaseGone} {
