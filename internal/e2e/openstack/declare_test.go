@@ -186,7 +186,7 @@ func checkAndShow(d *declaration) {
 	d.admin.call("DELETE", "compute", "/flavors/"+d.flavors("plain")[0], nil, nil)
 	d.cloud(1, words("check"), "FAIL   flavors", "plain")
 	d.cloud(0, words("apply", "--yes"), "flavor plain: made")
-	d.cloud(0, words("show"), "nova-compute", "nova-scheduler", "0/512000", "0 of 20 used", "No servers.")
+	d.cloud(0, words("show"), "nova-compute", "nova-scheduler", "/512000", "0 of 20 used", "No servers.")
 }
 
 // cardsInPlacement has Placement tell of cards as a newer Nova would: that of the

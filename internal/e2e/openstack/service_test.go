@@ -160,13 +160,14 @@ func (s *site) release() {
 	s.hub.Configure(forgetest.Settings{PauseDispatch: &pause})
 }
 
-// ready waits until a cloud has n VMs whose runners wait for a job.
+// ready waits until a cloud has n VMs whose runners wait for a job. A guest may be
+// quicker than the answer to its create, which is waited for, too.
 func (s *site) ready(on string, n int) {
 	s.t.Helper()
 	eventually(s.t, fmt.Sprintf("%d VMs are ready on %s", n, on), func() string {
 		have := 0
 		for _, v := range s.vms() {
-			if v.Cloud == on && v.State == gpuserver.VMReady {
+			if v.Cloud == on && v.State == gpuserver.VMReady && v.CloudID != "" {
 				have++
 			}
 		}
