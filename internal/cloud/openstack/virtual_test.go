@@ -209,7 +209,10 @@ func TestGatewaysClock(t *testing.T) {
 					return false
 				})
 				d := open(t, cfg)
-				create(t, d, "vm-1")
+				create(t, d, "vm-0")
+				if took := took(func() { create(t, d, "vm-1") }); took > 5*time.Second {
+					t.Errorf("a create took %s", took)
+				}
 				m := s.find("vm-1")
 				s.do(func() { m.Status, m.Updated = "SHUTOFF", s.now() })
 				select {
@@ -298,11 +301,13 @@ func TestAnswersOfOthers(t *testing.T) {
 					answer(w, other.status, other.body)
 					return true
 				})
+				_, err := d.List(t.Context()) // of changes
+				wantKind(t, err, gpuserver.KindUnavailable)
 				time.Sleep(2 * usual.full) // whole lists, too
 				if sent.Load() < 10 {
 					t.Fatalf("%d answers of another: this shows nothing", sent.Load())
 				}
-				_, err := d.Get(t.Context(), "vm-1")
+				_, err = d.Get(t.Context(), "vm-1")
 				wantKind(t, err, gpuserver.KindUnavailable)
 				_, err = d.List(t.Context())
 				wantKind(t, err, gpuserver.KindUnavailable)
@@ -365,6 +370,27 @@ func TestOneBadCardTenVMs(t *testing.T) {
 			if err := gpu(name); err != nil {
 				t.Errorf("with both cards: %v", err)
 			}
+		}
+	})
+}
+
+// No list shows a server that is built: it is asked for itself before it is given up.
+func TestBuiltUnseen(t *testing.T) {
+	virtual(t, func(t *testing.T, s *standin, cfg Config) {
+		cfg.BuildTimeout = 2 * time.Minute // before the next whole list
+		d := open(t, cfg)
+		create(t, d, "vm-0")
+		s.intercept(func(w http.ResponseWriter, r *http.Request, serve http.HandlerFunc) bool {
+			if !is(r, "POST", "/compute/v2.1/servers") {
+				return false
+			}
+			serve(w, r)
+			s.do(func() { s.machines[1].hidden, s.machines[1].seen = true, true })
+			return true
+		})
+		vm := create(t, d, "vm-1")
+		if vm.State != cloud.StateRunning || s.alive() != 2 {
+			t.Errorf("Create gives %+v, and %d servers are there", vm, s.alive())
 		}
 	})
 }
