@@ -9,6 +9,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"flag"
@@ -94,6 +95,8 @@ func parse(args []string, stderr io.Writer) (c command, err error) {
 	f.StringVar(&c.options.Server, "server", filepath.Join(filepath.Dir(self), "gpuserver"), "the `program` to measure")
 	f.StringVar(&c.options.Dir, "dir", filepath.Join(cache, "gpuserver", "bench"), "`folder` on a real disk for the databases; emptied again")
 	f.StringVar(&c.options.Clouds, "clouds", "", "clouds.yaml `file` for the parts openstack-…; entries admin and member")
+	atOnce := f.Int("at-once", 0, "VMs at once in part openstack-burst; 0 is the usual `number`, which takes ten minutes and more on two cores")
+	alive := f.Int("alive", 0, "VMs alive in part openstack-idle; 0 is the usual `number`")
 	f.BoolVar(&c.options.LeaveServers, "leave-servers", false, "the cloud is ended anyway: leave the servers there")
 	f.BoolVar(&c.options.Keep, "keep", false, "keep logs and databases in that folder")
 	f.Func("part", "measure only this `part`; may be repeated (see below)", func(s string) error {
@@ -129,5 +132,7 @@ func parse(args []string, stderr io.Writer) (c command, err error) {
 	if *small {
 		c.options.Size = bench.SmallSize()
 	}
+	c.options.Size.StackBurst = cmp.Or(*atOnce, c.options.Size.StackBurst)
+	c.options.Size.StackLive = cmp.Or(*alive, c.options.Size.StackLive)
 	return c, nil
 }

@@ -361,11 +361,7 @@ func (w *stackWorld) bareBurst(prefix string, n int) (took time.Duration, err er
 		names[i] = fmt.Sprintf("%s%d", prefix, i)
 	}
 	began := time.Now()
-	err = each(stackWorkers, names, func(name string) error {
-		_, err := w.bare.create(w.ctx, name, w.spec)
-		return err
-	})
-	if err != nil {
+	if err := w.bare.createAll(w.ctx, stackWorkers, names, prefix, w.spec); err != nil {
 		return 0, err
 	}
 	at, _, err := w.active("bare")

@@ -4,12 +4,14 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
 	"os"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"go.yaml.in/yaml/v4"
@@ -171,19 +173,22 @@ func (c *stackClient) spec(ctx context.Context) (s stackServerSpec, err error) {
 // for it do that are in wide use, and as our driver.
 const barePoll = time.Second
 
-// create asks for a server and then for its state until it is active.
-func (c *stackClient) create(ctx context.Context, name string, s stackServerSpec) (id string, err error) {
+// post asks for a server.
+func (c *stackClient) post(ctx context.Context, name string, s stackServerSpec) (id string, err error) {
 	type object = map[string]any
-	var got struct {
-		Server struct{ ID, Status string }
-	}
+	var got struct{ Server struct{ ID string } }
 	_, err = c.send(ctx, "POST", "nova", "/servers", object{"server": object{
 		"name": name, "flavorRef": stackFlavor, "imageRef": s.image, "config_drive": true, "networks": []object{{"uuid": s.network}},
 	}}, &got)
-	if err != nil {
+	return got.Server.ID, err
+}
+
+// create asks for a server and then for its state until it is active.
+func (c *stackClient) create(ctx context.Context, name string, s stackServerSpec) (id string, err error) {
+	if id, err = c.post(ctx, name, s); err != nil {
 		return "", err
 	}
-	id = got.Server.ID
+	var got struct{ Server struct{ Status string } }
 	for {
 		select {
 		case <-ctx.Done():
@@ -222,6 +227,66 @@ func (b *bench) fill(c *stackClient, s stackServerSpec, n int) error {
 		}
 		return "", err
 	})
+}
+
+// createAll asks for servers, for so many at a time, and lists them all until each is
+// active. A client that asks for each of them instead has Nova ask Neutron each time,
+// and both are busy with little else.
+func (c *stackClient) createAll(ctx context.Context, workers int, names []string, prefix string, s stackServerSpec) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	var mu sync.Mutex
+	active := map[string]chan struct{}{} // by id; closed once it is
+	of := func(id string) chan struct{} {
+		mu.Lock()
+		defer mu.Unlock()
+		if active[id] == nil {
+			active[id] = make(chan struct{})
+		}
+		return active[id]
+	}
+	listed := make(chan error, 1)
+	go func() {
+		told := map[string]bool{}
+		for {
+			select {
+			case <-ctx.Done():
+				listed <- nil
+				return
+			case <-time.After(barePoll):
+			}
+			var page struct{ Servers []struct{ ID, Status string } }
+			_, err := c.send(ctx, "GET", "nova", "/servers/detail?limit=1000&name=^"+prefix, nil, &page)
+			for _, one := range page.Servers {
+				if one.Status == "ACTIVE" && !told[one.ID] {
+					told[one.ID] = true
+					close(of(one.ID))
+				}
+				if one.Status == "ERROR" {
+					err = gpuserver.Errorf(gpuserver.KindUnavailable, "bench: server %s of the bare client failed", one.ID)
+				}
+			}
+			if err != nil && ctx.Err() == nil {
+				listed <- err
+				cancel()
+				return
+			}
+		}
+	}()
+	err := each(workers, names, func(name string) error {
+		id, err := c.post(ctx, name, s)
+		if err != nil {
+			return err
+		}
+		select {
+		case <-of(id):
+			return nil
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	})
+	cancel()
+	return errors.Join(<-listed, err)
 }
 
 // servers gives the ids of the project's servers whose names begin with a prefix;
