@@ -33,21 +33,43 @@ func TestAllPartsMeasure(t *testing.T) {
 	if testing.Short() {
 		t.Skip("builds the program and starts some thirty processes")
 	}
+	dir, program := diskDir(t), buildServer(t)
+	r, err := Run(t.Context(), Options{Server: program, Self: os.Args[0], Dir: dir, Size: SmallSize(), Progress: t.Output()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	measuresAll(t, r)
+	if left, err := os.ReadDir(dir); err != nil || len(left) != 0 {
+		t.Errorf("left in %s: %v, %v", dir, left, err)
+	}
+	t.Run("openstack", func(t *testing.T) { measuresStack(t, dir, program) })
+}
+
+// diskDir is a folder on a disk.
+func diskDir(t *testing.T) string {
+	t.Helper()
 	dir := t.TempDir()
 	if fs, err := fileSystem(dir); err != nil || fs == "tmpfs" || fs == "ramfs" {
 		dir = filepath.Join(os.Getenv("HOME"), ".cache", "gpuserver", "bench-test")
 		t.Cleanup(func() { os.RemoveAll(dir) })
 	}
+	return dir
+}
+
+// buildServer builds the program.
+func buildServer(t *testing.T) string {
+	t.Helper()
 	program := filepath.Join(t.TempDir(), "gpuserver")
 	build := exec.Command("go", "build", "-o", program, "gpuserver/cmd/gpuserver")
 	build.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := build.CombinedOutput(); err != nil {
 		t.Fatalf("%v\n%s", err, out)
 	}
-	r, err := Run(t.Context(), Options{Server: program, Self: os.Args[0], Dir: dir, Size: SmallSize(), Progress: t.Output()})
-	if err != nil {
-		t.Fatal(err)
-	}
+	return program
+}
+
+func measuresAll(t *testing.T, r Report) {
+	t.Helper()
 	for name, v := range map[string]float64{
 		"cores": float64(r.Machine.Cores), "fsync": r.Machine.Fsync.P50,
 		"webhook to create": r.Forge0.WebhookToCreate.P50, "beyond the forge": r.Forge150.Beyond.P50,
@@ -67,9 +89,6 @@ func TestAllPartsMeasure(t *testing.T) {
 	// At 150 ms a call, what we wait for the forge is what its own records say.
 	if w := r.Forge150.WebhookToCreate.P50; w < 150*float64(r.RoundTrips.Warm) {
 		t.Errorf("%v ms for %d round trips of 150 ms", w, r.RoundTrips.Warm)
-	}
-	if left, err := os.ReadDir(dir); err != nil || len(left) != 0 {
-		t.Errorf("left in %s: %v, %v", dir, left, err)
 	}
 }
 

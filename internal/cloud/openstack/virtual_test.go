@@ -394,3 +394,35 @@ func TestBuiltUnseen(t *testing.T) {
 		}
 	})
 }
+
+// Lists of changes are short: once nothing happens any more, they are empty, even if
+// much was deleted at last.
+func TestListsOfChangesAreShort(t *testing.T) {
+	virtual(t, func(t *testing.T, s *standin, cfg Config) {
+		d := open(t, cfg)
+		for n := range 5 {
+			create(t, d, fmt.Sprint("vm-", n))
+			if err := d.Delete(t.Context(), fmt.Sprint("vm-", n)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		time.Sleep(overlap + 2*usual.idle)
+		lists := 0
+		s.intercept(func(w http.ResponseWriter, r *http.Request, serve http.HandlerFunc) bool {
+			if r.URL.Query().Get("changes-since") == "" {
+				return false
+			}
+			lists++
+			answer := httptest.NewRecorder()
+			serve(answer, r)
+			if text := answer.Body.String(); text != `{"servers":[]}` {
+				t.Errorf("a list of changes: %s", text)
+			}
+			return false
+		})
+		time.Sleep(time.Minute)
+		if lists < 5 {
+			t.Errorf("%d lists in a minute", lists)
+		}
+	})
+}

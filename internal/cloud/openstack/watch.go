@@ -3,6 +3,7 @@ package openstack
 import (
 	"context"
 	"errors"
+	"math"
 	"net/http"
 	"net/url"
 	"slices"
@@ -29,6 +30,7 @@ type watch struct {
 	made    map[string]string    // ids of the servers that this process made, by name
 	since   time.Time            // the cloud's own time up to which the lists are complete; zero: list all
 	newest  time.Time            // the newest time that Nova noted of a server, by its own clock
+	ahead   time.Duration        // no less than what the cloud's own time is ahead of that clock
 	fullAt  time.Time            // when all were listed last
 	goodAt  time.Time            // when the last list began that was answered
 	waiting int                  // operations that wait for something to change
@@ -44,7 +46,7 @@ type known struct {
 func newWatch() *watch {
 	return &watch{
 		turns: newTurns(), kick: make(chan struct{}, 1), servers: map[string]*known{}, gone: map[string]time.Time{},
-		unnamed: map[string]bool{}, made: map[string]string{}, changed: make(chan struct{}),
+		unnamed: map[string]bool{}, ahead: math.MaxInt64, made: map[string]string{}, changed: make(chan struct{}),
 	}
 }
 
@@ -315,14 +317,12 @@ func (d *Driver) list(ctx context.Context) error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.goodAt = asked
-	// A gateway before Nova may tell another time than Nova notes, and one host of
-	// Nova's than another: the earlier of the two holds.
+	// A gateway before Nova may tell another time than Nova notes. What was noted
+	// last was noted by now: that bounds the difference.
 	w.since = time.Time{}
 	if !date.IsZero() && !w.newest.IsZero() {
-		w.since = date.Add(-overlap)
-		if own := w.newest.Add(-overlap); own.Before(w.since) {
-			w.since = own
-		}
+		w.ahead = min(w.ahead, max(date.Sub(w.newest), 0))
+		w.since = date.Add(-w.ahead - overlap)
 	}
 	if full {
 		w.fullAt = asked
