@@ -103,8 +103,8 @@ func small(owner, name string) cloud.Spec {
 	return cloud.Spec{Name: name, Owner: owner, Image: "empty", Flavor: gpuserver.Flavor{Name: "small", VCPUs: 1, MemoryMiB: 128, DiskGiB: 1}}
 }
 
-// named gives the ids of the servers of a name, asked of Nova itself.
-func (c *client) named(name string) (ids []string) {
+// ids gives the ids of the servers of a name, asked of Nova itself.
+func (c *client) ids(name string) (ids []string) {
 	c.t.Helper()
 	var got struct{ Servers []server }
 	c.call("GET", "compute", "/servers/detail?name="+url.QueryEscape("^"+name+"$"), nil, &got)
@@ -124,7 +124,7 @@ func TestFakeCut(t *testing.T) {
 	one := func(t *testing.T, member *client, name string, vm cloud.VM) {
 		t.Helper()
 		eventually(t, "there is one server "+name, func() string {
-			if ids := member.named(name); len(ids) != 1 || ids[0] != vm.ID {
+			if ids := member.ids(name); len(ids) != 1 || ids[0] != vm.ID {
 				return fmt.Sprintf("there are %v, want %s", ids, vm.ID)
 			}
 			return ""
@@ -135,7 +135,7 @@ func TestFakeCut(t *testing.T) {
 		if err := d.Delete(t.Context(), name); err != nil {
 			t.Error(err)
 		}
-		if ids := member.named(name); len(ids) != 0 {
+		if ids := member.ids(name); len(ids) != 0 {
 			t.Errorf("left after its deletion: %v", ids)
 		}
 	}
@@ -165,7 +165,7 @@ func TestFakeCut(t *testing.T) {
 		if _, err := d.Create(t.Context(), small(owner, "cut-lost")); gpuserver.KindOf(err) != gpuserver.KindUnavailable {
 			t.Fatalf("Create: %v", err)
 		}
-		if ids := member.named("cut-lost"); len(ids) != 0 {
+		if ids := member.ids("cut-lost"); len(ids) != 0 {
 			t.Errorf("servers %v after a create that never arrived", ids)
 		}
 		vm, err := d.Create(t.Context(), small(owner, "cut-lost"))
