@@ -10,6 +10,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"gpuserver"
+	"gpuserver/internal/cloud/openstack"
 	"gpuserver/internal/config"
 	"gpuserver/internal/pci"
 	"gpuserver/internal/sched"
@@ -106,22 +107,38 @@ func checkConfig(cmd *cobra.Command, path string, secrets bool, machine string) 
 // as the service finds it, and else among those that were not looked into.
 func checkLogins(c *config.Config, asService bool) (unseen []string, err error) {
 	err = c.CheckLogins(func(cl *config.Cloud) error {
-		login := openStackConfig(c, cl, "").Credentials
-		if asService {
-			return login.Check()
+		o := openStackConfig(c, cl, "")
+		logins := []openstack.Credentials{o.Credentials}
+		if o.Placement != nil {
+			logins = append(logins, *o.Placement)
 		}
-		if login.CloudsFile == "" {
-			return nil // the environment is the service's
+		for _, login := range logins {
+			if why := hidden(login.CloudsFile); why != nil && !asService {
+				unseen = append(unseen, fmt.Sprintf("the credentials of cloud %s are not checked: %v", cl.Name, why))
+				continue
+			}
+			if login.CloudsFile == "" && !asService {
+				continue // the environment is the service's
+			}
+			if err := login.Check(); err != nil {
+				return err
+			}
 		}
-		if f, err := os.Open(login.CloudsFile); err != nil {
-			unseen = append(unseen, fmt.Sprintf("the credentials of cloud %s are not checked: %v", cl.Name, err))
-			return nil
-		} else {
-			_ = f.Close()
-		}
-		return login.Check()
+		return nil
 	})
 	return unseen, err
+}
+
+// hidden says why a file cannot be read here; no file is none that is hidden.
+func hidden(file string) error {
+	if file == "" {
+		return nil
+	}
+	f, err := os.Open(file)
+	if err == nil {
+		_ = f.Close()
+	}
+	return err
 }
 
 // printNotes prints what is no mistake but should be known, unseen first.

@@ -73,6 +73,11 @@ func openStackConfig(cfg *config.Config, c *config.Cloud, owner string) openstac
 		ServerGroup: o.ServerGroup, KeyPair: o.KeyPair, BootFromVolume: o.BootFromVolume, VolumeType: o.VolumeType,
 		MaxVMs: o.MaxVMs, LaunchesPerMinute: o.LaunchRate, Emulated: o.Emulated, BuildTimeout: o.BuildTimeout, CallTimeout: o.Call,
 	}
+	if p := o.Placement; p != nil {
+		as := out.Credentials
+		as.CloudsFile, as.Cloud = string(p.CloudsFile), p.Cloud
+		out.Placement = &as
+	}
 	for _, f := range o.Flavors {
 		out.Flavors[f.Name] = f.Flavor
 	}

@@ -23,6 +23,7 @@ clouds:
        security_groups: [s], availability_zone: az, server_group: g, key_pair: k, boot_from_volume: true, volume_type: ssd, max_vms: 8,
        launches_per_minute: 9, build_timeout: 11m, emulated: true, flavors: [{name: f, flavor: theirs}],
        gpus: [{model: v100, alias: a, count: 4, resource_class: CUSTOM_X}],
+       placement: {clouds_file: /p.yaml, cloud: placement},
        endpoints: {identity: "http://i", compute: "http://c", image: "http://im", network: "http://n", volume: "http://v", placement: "http://p"}}
 flavors:
   - {name: f, vcpus: 1, memory: 1GiB, disk: 2GiB}
@@ -37,6 +38,7 @@ images:
 	want := openstack.Config{
 		Name: "stack", Owner: "me-abcde",
 		Credentials: openstack.Credentials{CloudsFile: "/c.yaml", Cloud: "entry", Region: "R1", Interface: "internal", CAFile: "/ca.pem"},
+		Placement:   &openstack.Credentials{CloudsFile: "/p.yaml", Cloud: "placement", Region: "R1", Interface: "internal", CAFile: "/ca.pem"},
 		Endpoints:   openstack.Endpoints{Identity: "http://i", Compute: "http://c", Image: "http://im", Network: "http://n", Volume: "http://v", Placement: "http://p"},
 		Flavors:     map[string]string{"f": "theirs"}, Images: map[string]string{"i": "debian"},
 		Networks: []string{"n"}, Ports: true, SecurityGroups: []string{"s"}, AvailabilityZone: "az", ServerGroup: "g", KeyPair: "k",

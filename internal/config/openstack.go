@@ -39,6 +39,8 @@ type OpenStack struct {
 	BuildTimeout time.Duration `json:"build_timeout,omitempty" range:"10s..1d" jsonschema:"How long Nova may take to make a VM; 2s more for each GiB of its memory."`
 	Emulated     bool          `json:"emulated,omitempty" jsonschema:"The cloud's hypervisors run VMs in software emulation: time-outs are multiplied."`
 
+	Placement *CloudsEntry `json:"placement,omitempty" jsonschema:"Credentials of a user who may read and change Placement, an administrator: a bad card is then reserved there, in place of keeping its server. It needs report_in_placement of Nova and resource_class of gpus. None: the server is stopped and kept."`
+
 	Declared *Declared `json:"declared,omitempty" jsonschema:"What gpuserver cloud apply makes there, and gpuserver cloud plan compares. The service does not read it."`
 }
 
@@ -93,9 +95,22 @@ func (k *checker) openStack(o *OpenStack, path string) {
 			}
 		}
 	}
+	if o.Placement != nil {
+		k.placement(o, path)
+	}
 	if o.Declared != nil {
 		k.declared(o, path+".declared")
 		k.declaredUse(o, path+".declared")
+	}
+}
+
+// placement checks what reserving cards needs.
+func (k *checker) placement(o *OpenStack, path string) {
+	if o.Placement.CloudsFile == "" || o.Placement.Cloud == "" {
+		k.bad(path+".placement", "clouds_file and the entry in it (cloud) are needed")
+	}
+	if !slices.ContainsFunc(o.GPUs, func(g OpenStackGPUs) bool { return g.ResourceClass != "" }) {
+		k.bad(path+".placement", "it is of use for cards with a resource_class only; give it in gpus")
 	}
 }
 

@@ -31,6 +31,8 @@ func TestOpenStack(t *testing.T) {
 		{"file without an entry", options("clouds_file: /x"), "cloud: clouds_file and the entry in it"},
 		{"volume type without volumes", options("volume_type: ssd"), "volume_type: it is of use with boot_from_volume only"},
 		{"ports without a network", options("make_ports: true"), "make_ports: ports cannot be made without the name of a network"},
+		{"placement without an entry", options("placement: {clouds_file: /p, cloud: ''}, gpus: [{model: v100, resource_class: C}]"), "placement: clouds_file and the entry in it (cloud) are needed"},
+		{"placement without a class", options("placement: {clouds_file: /p, cloud: p}, gpus: [{model: v100, count: 1}]"), "placement: it is of use for cards with a resource_class only"},
 		{"a network twice", options("networks: [a, a]"), `networks[1]: "a" is empty or stands here twice`},
 		{"a group without a name", options(`security_groups: [""]`), `security_groups[0]: "" is empty or stands here twice`},
 		{"a flavor that is not there", options("flavors: [{name: x, flavor: g}]"), `flavors[0].name: flavors has no "x"`},

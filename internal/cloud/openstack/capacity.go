@@ -259,10 +259,15 @@ func (d *Driver) slots(ctx context.Context) (slots []gpuserver.Slot, err error) 
 		count, why := g.Count, "a server of somebody else in the project has it"
 		usable := count - others
 		if g.Class != "" {
-			free, known, err := d.freeInPlacement(ctx, g.Class)
+			asked := d
+			if d.admin != nil {
+				asked = d.admin
+			}
+			free, known, err := asked.freeInPlacement(ctx, g.Class)
 			if err != nil {
 				return nil, err
 			}
+			ours += d.heldBack(g.Class)
 			switch {
 			case known && count == 0:
 				count, usable = free+ours, free+ours
@@ -298,7 +303,7 @@ func (d *Driver) freeInPlacement(ctx context.Context, class string) (free int, k
 			return gpuserver.Errorf(gpuserver.KindNotFound, "cloud %s has no Placement in its catalogue", d.cfg.Name)
 		}
 		client := *s.placement // the microversion is this call's
-		client.Microversion = "1.29"
+		client.Microversion = placementVersion
 		query := url.Values{"resources": {fmt.Sprintf("%s:1", class)}, "limit": {"1000"}}
 		_, err := client.Get(ctx, client.ServiceURL("allocation_candidates")+"?"+query.Encode(), &answer, &gophercloud.RequestOpts{OkCodes: []int{http.StatusOK}})
 		return err
@@ -312,7 +317,7 @@ func (d *Driver) freeInPlacement(ctx context.Context, class string) (free int, k
 	}
 	for _, s := range answer.Summaries {
 		r := s.Resources[class]
-		free += r.Capacity - r.Used
+		free += max(r.Capacity-r.Used, 0) // reserved while a server still has it: less than none
 	}
 	return free, true, nil
 }

@@ -17,6 +17,9 @@ type Config struct {
 
 	Credentials Credentials
 	Endpoints   Endpoints
+	// Placement are an administrator's credentials, with which cards are reserved in
+	// Placement and counted there; nil: bad cards keep their servers.
+	Placement *Credentials
 
 	Flavors map[string]string // the cloud's name or id of our flavor, where it is not the same name
 	Images  map[string]string // the cloud's name or id of our image; others cannot be booted

@@ -37,6 +37,8 @@ type Driver struct {
 	found  *directory    // names of the cloud's things, resolved
 	quota  keystoneLimits
 	spools *consoles
+	admin  *Driver      // speaks to Placement as an administrator; nil: nobody does
+	held   reservations // cards that we hold back there
 	events chan cloud.Event
 
 	stop    context.CancelFunc // ends the goroutines and all calls
@@ -66,6 +68,11 @@ func Open(cfg Config, log *slog.Logger) (*Driver, error) {
 	}
 	if cfg.LaunchesPerMinute > 0 {
 		d.launch = rate.NewLimiter(rate.Limit(float64(cfg.LaunchesPerMinute)/60), 1)
+	}
+	if cfg.Placement != nil {
+		as := cfg
+		as.Credentials = *cfg.Placement
+		d.admin = idleDriver(as, log)
 	}
 	d.start(d.poll)
 	return d, nil
@@ -130,6 +137,10 @@ func (d *Driver) Close() error {
 		d.stop()
 		d.work.Wait()
 		d.wire.close()
+		if d.admin != nil {
+			d.admin.stop()
+			d.admin.wire.close()
+		}
 		close(d.events)
 	})
 	return nil
