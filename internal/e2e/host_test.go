@@ -83,6 +83,33 @@ func TestDrainWhileCallsStall(t *testing.T) {
 	w.nothingLeft()
 }
 
+// TestRestartWhileACloudBuilds stops the service while a cloud makes a VM that it was
+// asked for, and will for long. Nobody waits for it: the service ends before its drain
+// time-out, and the next start takes that VM up.
+func TestRestartWhileACloudBuilds(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, "leavable")
+	w.ok(w.cloud.SetFaults(w.ctx, []fake.Fault{{At: "create.after", Stall: true, Times: 1}}))
+	w.serve()
+	run := w.dispatch("alice", 1)
+	w.eventually("the cloud is asked", func() string {
+		if w.creates() == 0 {
+			return "not yet"
+		}
+		return ""
+	})
+	w.terminate()
+	if strings.Contains(w.server.text(), "not everything ended in time") {
+		t.Error("its end waited for the cloud")
+	}
+	w.serve()
+	w.ranOnce(w.succeeded(run))
+	w.nothingLeft()
+	if n := w.creates(); n != 1 {
+		t.Errorf("%d create calls for 1 job", n)
+	}
+}
+
 // TestDiskFull fills the file system of the database: deliveries are answered
 // 503 and nothing is hurt; with room again all goes on.
 func TestDiskFull(t *testing.T) {

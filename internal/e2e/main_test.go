@@ -95,6 +95,8 @@ func serveCloud(ctx context.Context) error {
 			}
 		case "dead": // a card, by its address
 			p.Dead = append(p.Dead, v)
+		case "leavable": // while it makes or deletes a VM
+			cfg.Capabilities = &cloud.Capabilities{Keep: true, Cards: true, Console: true, Events: true, Leavable: true, Accelerated: true}
 		case "chooses": // which cards a VM gets
 			cfg.Capabilities = &cloud.Capabilities{Keep: true, Console: true, Events: true, Accelerated: true}
 		}
