@@ -71,3 +71,26 @@ images: [{name: i, openstack: {image: i}}]
 		}
 	}
 }
+
+// The credentials for Placement are looked into, too.
+func TestConfigCheckLooksIntoPlacementLogin(t *testing.T) {
+	dir := t.TempDir()
+	path, clouds, admin := filepath.Join(dir, "c.yaml"), filepath.Join(dir, "clouds.yaml"), filepath.Join(dir, "admin.yaml")
+	write(t, path, `
+server: {listen: {agent: "192.0.2.1:8441"}}
+clouds:
+  - name: stack
+    type: openstack
+    openstack:
+      clouds_file: `+clouds+`
+      cloud: lab
+      gpus: [{model: tesla-v100, count: 1, resource_class: CUSTOM_V100}]
+      placement: {clouds_file: `+admin+`, cloud: boss}
+images: [{name: i, openstack: {image: i}}]
+`)
+	write(t, clouds, "clouds: {lab: {auth: {auth_url: 'https://c/v3', user_id: u, password: p, project_id: p}}}")
+	write(t, admin, "clouds: {lab: {}}")
+	if status, out, errs := run(t, "config", "check", path); status != exitUsage || !strings.Contains(out, admin+` cannot be used: it has no cloud "boss"`) {
+		t.Errorf("status %d\n%s%s", status, out, errs)
+	}
+}

@@ -57,6 +57,9 @@ func TestCardIsHeldBack(t *testing.T) {
 		b.start(choosing)
 		b.wantVM(first, gpuserver.VMKept)
 		b.reserved("0000:27:00.0")
+		if got := b.cloud.Remembered(); !slices.Equal(got, []string{"0000:27:00.0"}) {
+			t.Errorf("after the restart the driver is told of %q", got)
+		}
 		b.pass(11 * time.Minute)
 		b.wantVM(first, gpuserver.VMGone)
 		b.reserved()

@@ -211,6 +211,36 @@ func TestSuspensionOutlivesARestart(t *testing.T) {
 	})
 }
 
+// TestSuspendedWhileAPlanWasMade: what a plan placed is looked at once more in the
+// transaction that would make its VM.
+func TestSuspendedWhileAPlanWasMade(t *testing.T) {
+	onTwoClouds(t, nil, func(m *mixed) {
+		m.suspend()
+		held := func(flavor string) (held bool) {
+			t.Helper()
+			m.update(func(tx *store.Tx) (err error) {
+				held, err = m.fleet.heldBack(tx, gpuserver.VM{Cloud: "stack", Flavor: flavor})
+				return err
+			})
+			return held
+		}
+		if !held("small") || held("large") {
+			t.Errorf("held back: small %t, large %t", held("small"), held("large"))
+		}
+		m.forge.fail = func(string) error { return gpuserver.Errorf(gpuserver.KindUnavailable, "away") }
+		m.pass(11 * time.Minute)
+		if !held("small") {
+			t.Error("a second VM is let through while one is tried")
+		}
+		m.forge.fail = nil
+		m.stack.SetFaults(nil)
+		m.pass(2 * time.Minute)
+		if held("small") {
+			t.Error("it is held back although a VM was made")
+		}
+	})
+}
+
 // TestResumeFlavor ends a suspension by an operator's word.
 func TestResumeFlavor(t *testing.T) {
 	onTwoClouds(t, nil, func(m *mixed) {

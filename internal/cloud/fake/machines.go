@@ -34,6 +34,8 @@ type Cloud struct {
 	subs     map[chan cloud.Event]bool
 	readings map[string]pci.Reading // by address; set by SetCard
 	reserved map[string]bool        // addresses of cards that are held back
+	// remembered is what drivers were told that they held back before.
+	remembered []string
 }
 
 type machine struct {

@@ -24,8 +24,19 @@ func (d *Driver) Reserve(ctx context.Context, name string) (string, error) {
 	return at(ctx, d.cloud, "reserve", name, func() (string, error) { return d.cloud.reserve(name) })
 }
 
-// Remember implements cloud.Reserver.
-func (d *Driver) Remember(string) {}
+// Remember implements cloud.Reserver: it is noted, for a test to see.
+func (d *Driver) Remember(held string) {
+	d.cloud.mu.Lock()
+	defer d.cloud.mu.Unlock()
+	d.cloud.remembered = append(d.cloud.remembered, held)
+}
+
+// Remembered gives what drivers were told that they held back before.
+func (c *Cloud) Remembered() []string {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return slices.Clone(c.remembered)
+}
 
 // Release implements cloud.Reserver.
 func (d *Driver) Release(ctx context.Context, held string) error {
