@@ -37,9 +37,11 @@ type Driver struct {
 	found  *directory    // names of the cloud's things, resolved
 	quota  keystoneLimits
 	spools *consoles
-	admin  *Driver      // speaks to Placement as an administrator; nil: nobody does
-	held   reservations // cards that we hold back there
-	events chan cloud.Event
+	// volumesNamed are the servers whose volumes were named.
+	volumesNamed sync.Map
+	admin        *Driver      // speaks to Placement as an administrator; nil: nobody does
+	held         reservations // cards that we hold back there
+	events       chan cloud.Event
 
 	stop    context.CancelFunc // ends the goroutines and all calls
 	running context.Context    // ends with Close
@@ -197,6 +199,13 @@ func (n *names) wait(ctx context.Context, vm string) (end func(), err error) {
 		case <-ctx.Done():
 		}
 	}
+}
+
+// working reports whether an operation on a VM is in progress.
+func (n *names) working(vm string) bool {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.busy[vm] != nil
 }
 
 // ending reports whether a VM is being deleted or kept by us.

@@ -75,3 +75,56 @@ func TestNoHostIsNoQuota(t *testing.T) {
 		}
 	}
 }
+
+// The volumes of a server whose create was left are named by the next who sees it run,
+// and once.
+func TestVolumesOfAServerThatWasLeft(t *testing.T) {
+	for _, built := range []bool{true, false} { // when the next driver comes
+		s := newStandin(t)
+		cfg := s.config()
+		cfg.BootFromVolume = true
+		d := open(t, cfg)
+		ctx, cancel := context.WithCancel(t.Context())
+		s.intercept(func(w http.ResponseWriter, r *http.Request, serve http.HandlerFunc) bool {
+			if !is(r, "POST", "/compute/v2.1/servers") {
+				return false
+			}
+			cancel()
+			serve(w, r)
+			s.do(func() { s.machines[0].stuck = true })
+			return true
+		})
+		_, err := d.Create(ctx, spec(cfg, "vm-1"))
+		wantKind(t, err, gpuserver.KindUnavailable)
+		_ = d.Close()
+		m := s.find("vm-1")
+		finish := func() { s.do(func() { m.stuck, m.Status, m.Updated = false, "ACTIVE", s.now() }) }
+		if built {
+			finish()
+		}
+		next := open(t, cfg)
+		if _, err := next.Get(t.Context(), "vm-1"); err != nil {
+			t.Fatal(err)
+		}
+		finish()
+		eventually(t, func() string {
+			if _, err := next.List(t.Context()); err != nil {
+				return err.Error()
+			}
+			s.mu.Lock()
+			defer s.mu.Unlock()
+			for _, p := range s.parts {
+				if p.Name == "vm-1" && p.Mark == cfg.Owner {
+					return ""
+				}
+			}
+			return "its volume has no name"
+		})
+		if _, err := next.Get(t.Context(), "vm-1"); err != nil {
+			t.Fatal(err)
+		}
+		if n := s.count("PUT .*/volumes/.*"); n != 1 {
+			t.Errorf("its volume was named %d times", n)
+		}
+	}
+}

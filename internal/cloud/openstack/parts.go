@@ -197,9 +197,13 @@ func (d *Driver) removePorts(ids []string) {
 }
 
 // nameVolumes marks the volumes that Nova made for a server, so that one which Nova
-// leaves behind is found.
+// leaves behind is found. It is done once for a server, by whoever sees it run first:
+// the create that waited for it or, if that was left, the next who asks.
 func (d *Driver) nameVolumes(ctx context.Context, s server) {
-	if !d.cfg.BootFromVolume {
+	if !d.cfg.BootFromVolume || s.owner() != d.cfg.Owner || s.state() != cloud.StateRunning {
+		return
+	}
+	if _, done := d.volumesNamed.LoadOrStore(s.ID, true); done {
 		return
 	}
 	for _, v := range s.Volumes {

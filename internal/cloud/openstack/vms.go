@@ -22,6 +22,7 @@ func (d *Driver) Get(ctx context.Context, name string) (cloud.VM, error) {
 			return cloud.VM{}, err
 		}
 		if s, ok := d.watch.get(s.ID); ok {
+			d.nameVolumes(ctx, s)
 			return s.vm(), nil
 		}
 	}
@@ -31,6 +32,7 @@ func (d *Driver) Get(ctx context.Context, name string) (cloud.VM, error) {
 	}
 	if len(found) > 0 {
 		if known := d.watch.named(name, d.cfg.Owner); len(known) > 0 {
+			d.nameVolumes(ctx, known[0])
 			return known[0].vm(), nil
 		}
 	}

@@ -372,6 +372,9 @@ func (d *Driver) merge(found []server, asked time.Time, full bool) (missing []st
 // compare tells of a server of ours that stopped or failed by itself.
 func (d *Driver) compare(before, now server) {
 	was, is := before.state(), now.state()
+	if was == cloud.StateBuilding && is == cloud.StateRunning && d.cfg.BootFromVolume && !d.names.working(now.Name) { // its create was left
+		d.start(func() { d.nameVolumes(d.running, now) })
+	}
 	if now.owner() != d.cfg.Owner || now.kept() || d.names.ending(now.Name) || was == is || was != cloud.StateRunning && was != cloud.StateBuilding {
 		return
 	}
@@ -394,6 +397,7 @@ func (d *Driver) lost(id string) {
 	}
 	if had {
 		d.spools.forget(id)
+		d.volumesNamed.Delete(id)
 	}
 }
 
