@@ -334,7 +334,12 @@ func (c *checks) hosts() {
 	up := slices.DeleteFunc(hosts, func(h Hypervisor) bool { return h.State != "up" || h.Status != "enabled" })
 	var large []string
 	for _, f := range c.need.Flavors {
-		if !slices.ContainsFunc(up, func(h Hypervisor) bool { return h.MemoryMiB == 0 || h.MemoryMiB >= f.RAM }) {
+		// One server gets no more CPUs than its host has, however far they are overcommitted:
+		// Placement's max_unit. A size of 0 is not told.
+		fits := func(h Hypervisor) bool {
+			return (h.MemoryMiB == 0 || h.MemoryMiB >= f.RAM) && (h.VCPUs == 0 || h.VCPUs >= f.VCPUs)
+		}
+		if !slices.ContainsFunc(up, fits) {
 			large = append(large, f.Name)
 		}
 	}
@@ -342,7 +347,7 @@ func (c *checks) hosts() {
 	case len(up) == 0:
 		c.add(name, Fail, "none is up and enabled", "look at nova-compute on the hosts: openstack compute service list")
 	case len(large) > 0:
-		c.add(name, Fail, fmt.Sprintf("%d up, none with the memory of these flavors: %s", len(up), strings.Join(large, ", ")), "make the flavors smaller, or leave them out")
+		c.add(name, Fail, fmt.Sprintf("%d up, none with the memory and CPUs of these flavors: %s", len(up), strings.Join(large, ", ")), "make the flavors smaller, or leave them out")
 	default:
 		c.add(name, Pass, fmt.Sprintf("%d up", len(up)), "")
 	}

@@ -33,7 +33,10 @@ func TestCheck(t *testing.T) {
 		{"more cards than servers", func(_ *openstacktest.Cloud, n *Needs) { n.GPUs[0].Count = 99 }, "quotas", Warn, "the 99 cards"},
 		{"no host is large enough", func(c *openstacktest.Cloud, _ *Needs) {
 			c.Edit("hypervisors", "hypervisor_hostname", "node1", func(o openstacktest.Object) { o["memory_mb"] = 2048 })
-		}, "compute hosts", Fail, "none with the memory of these flavors: ci_large, gpu_large"},
+		}, "compute hosts", Fail, "none with the memory and CPUs of these flavors: ci_large, gpu_large"},
+		{"no host has the CPUs", func(c *openstacktest.Cloud, _ *Needs) {
+			c.Edit("hypervisors", "hypervisor_hostname", "node1", func(o openstacktest.Object) { o["vcpus"] = 1 })
+		}, "compute hosts", Fail, "none with the memory and CPUs of these flavors: ci_large, gpu_large"},
 		{"no host is up", func(c *openstacktest.Cloud, _ *Needs) {
 			c.Edit("hypervisors", "hypervisor_hostname", "node1", func(o openstacktest.Object) { o["state"] = "down" })
 		}, "compute hosts", Fail, "none is up"},
