@@ -39,11 +39,7 @@ func Hold(slots []gpuserver.Slot, used []TakenSlot, model func(flavor string) st
 		if i := slices.Index(by, &used[n]); m == "" || i >= 0 && (!counted(slots[i]) || slots[i].Cards[0].Model == m) {
 			continue
 		}
-		i := free(m, in)
-		if i < 0 {
-			i = free(m, func(gpuserver.Slot) bool { return true })
-		}
-		if i >= 0 {
+		if i := free(m, func(gpuserver.Slot) bool { return true }); i >= 0 {
 			by[i] = &used[n]
 		}
 	}

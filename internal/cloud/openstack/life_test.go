@@ -33,6 +33,9 @@ func TestErrorWhileBuilding(t *testing.T) {
 			s.failNew(tt.fault)
 			_, err := d.Create(t.Context(), spec(cfg, "vm-1"))
 			wantKind(t, err, tt.kind, tt.fault)
+			if got := errors.Is(err, cloud.ErrNoHost); got != (tt.kind == gpuserver.KindCapacity) {
+				t.Errorf("it says that no host was found: %t", got)
+			}
 			if s.alive() != 0 || len(s.parts) != 0 {
 				t.Errorf("%d servers and %d ports are left", s.alive(), len(s.parts))
 			}

@@ -62,7 +62,7 @@ func TestReserve(t *testing.T) {
 	s := newStandin(t)
 	s.place = map[string]int{"CUSTOM_V100": 3}
 	cfg := s.config()
-	cfg.GPUs = []GPUs{{Model: "tesla-v100", Count: 4, Class: "CUSTOM_V100"}}
+	cfg.GPUs = []GPUs{{Model: "tesla-v100", Class: "CUSTOM_V100"}} // Placement alone tells how many there are
 	cfg.Placement = &cfg.Credentials
 	inv := &inventory{class: "CUSTOM_V100", total: 1, generation: 7, stale: 2}
 	s.placementOf(inv)
