@@ -159,6 +159,21 @@ func TestSuspensionIsTried(t *testing.T) {
 	})
 }
 
+// forgeAway has the forge register no runner.
+func (m *mixed) forgeAway(yes bool) {
+	m.forge.mu.Lock()
+	defer m.forge.mu.Unlock()
+	m.forge.fail = nil
+	if yes {
+		m.forge.fail = func(call string) error {
+			if call == "register" {
+				return gpuserver.Errorf(gpuserver.KindUnavailable, "away")
+			}
+			return nil
+		}
+	}
+}
+
 // creates counts the creates that the second cloud was asked for.
 func (m *mixed) creates() (n int) {
 	for _, c := range m.stack.Calls(0) {
@@ -174,19 +189,14 @@ func TestTriedVMThatWasTakenDown(t *testing.T) {
 	onTwoClouds(t, nil, func(m *mixed) {
 		id := m.suspend()
 		m.stack.SetFaults(nil)
-		m.forge.fail = func(call string) error {
-			if call == "register" {
-				return gpuserver.Errorf(gpuserver.KindUnavailable, "away")
-			}
-			return nil
-		}
+		m.forgeAway(true)
 		m.pass(11 * time.Minute)
 		first := m.wantJob(id, gpuserver.JobStarting).VM
 		m.wantJob(m.on("stack/small"), gpuserver.JobQueued)
 		if err := m.fleet.DeleteVM(m.ctx, first, "alice"); err != nil {
 			t.Fatal(err)
 		}
-		m.forge.fail = nil
+		m.forgeAway(false)
 		m.pass(2 * time.Minute)
 		m.wantVM(first, gpuserver.VMGone)
 		if v := m.wantJob(id, gpuserver.JobStarting).VM; v == first {
@@ -227,12 +237,12 @@ func TestSuspendedWhileAPlanWasMade(t *testing.T) {
 		if !held("small") || held("large") {
 			t.Errorf("held back: small %t, large %t", held("small"), held("large"))
 		}
-		m.forge.fail = func(string) error { return gpuserver.Errorf(gpuserver.KindUnavailable, "away") }
+		m.forgeAway(true)
 		m.pass(11 * time.Minute)
 		if !held("small") {
 			t.Error("a second VM is let through while one is tried")
 		}
-		m.forge.fail = nil
+		m.forgeAway(false)
 		m.stack.SetFaults(nil)
 		m.pass(2 * time.Minute)
 		if held("small") {
