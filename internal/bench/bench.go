@@ -51,7 +51,7 @@ func FullSize() Size {
 		Singles: 300, SinglesLate: 100, SinglesPerS: 20, Burst: 1000, LimitedJobs: 1000, LimitedFor: 2 * time.Minute,
 		IntakeFor: 10 * time.Second, IntakePerS: 2000, LiveVMs: 1000, MemoryVMs: 5000, MemorySettle: 15 * time.Second,
 		Restarts: 7, RestartQueued: 300,
-		StackPairs: 20, StackBurst: 100, StackBursts: 1, StackOurs: 50, StackLive: 500, StackSettle: 30 * time.Second, StackIdle: 2 * time.Minute,
+		StackPairs: 20, StackBurst: 100, StackBursts: 2, StackOurs: 50, StackLive: 500, StackSettle: 30 * time.Second, StackIdle: 2 * time.Minute,
 	}
 }
 

@@ -26,11 +26,25 @@ const (
 
 // directory remembers the ids of names.
 type directory struct {
-	mu  sync.Mutex
-	ids map[thing]map[string]string
+	mu    sync.Mutex
+	ids   map[thing]map[string]string
+	looks map[string]*turns // by thing and name: many that need one at once look once
 }
 
-func newDirectory() *directory { return &directory{ids: map[thing]map[string]string{}} }
+func newDirectory() *directory {
+	return &directory{ids: map[thing]map[string]string{}, looks: map[string]*turns{}}
+}
+
+func (r *directory) look(t thing, name string) *turns {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	key := string(t) + " " + name
+	if r.looks[key] == nil {
+		fresh := newTurns()
+		r.looks[key] = &fresh
+	}
+	return r.looks[key]
+}
 
 func (r *directory) get(t thing, name string) (id string, ok bool) {
 	r.mu.Lock()
@@ -67,6 +81,27 @@ func (d *Driver) resolve(ctx context.Context, t thing, name string) (id string, 
 	if id, ok := d.found.get(t, name); ok {
 		return id, true, nil
 	}
+	err = d.found.look(t, name).do(ctx, func(ctx context.Context) (err error) {
+		if _, ok := d.found.get(t, name); ok { // somebody looked meanwhile
+			return nil
+		}
+		id, err = d.lookUp(ctx, t, name)
+		return err
+	})
+	if err != nil {
+		return "", false, d.failed("find "+string(t)+" "+name, err)
+	}
+	if id == "" {
+		id, _ = d.found.get(t, name)
+	}
+	if id == "" { // and it was forgotten again
+		id, err = d.lookUp(ctx, t, name)
+	}
+	return id, false, err
+}
+
+// lookUp asks the cloud for the id of a name, and remembers it.
+func (d *Driver) lookUp(ctx context.Context, t thing, name string) (id string, err error) {
 	var ids []string
 	switch t {
 	case aFlavor:
@@ -83,14 +118,14 @@ func (d *Driver) resolve(ctx context.Context, t thing, name string) (id string, 
 	}
 	switch {
 	case err != nil:
-		return "", false, err
+		return "", err
 	case len(ids) == 0:
-		return "", false, gpuserver.Errorf(gpuserver.KindNotFound, "cloud %s has no %s named %q that the credential may see; make it there, or correct its name in the configuration", d.cfg.Name, t, name)
+		return "", gpuserver.Errorf(gpuserver.KindNotFound, "cloud %s has no %s named %q that the credential may see; make it there, or correct its name in the configuration", d.cfg.Name, t, name)
 	case len(ids) > 1 && t != anImage: // of images the newest
-		return "", false, gpuserver.Errorf(gpuserver.KindInvalid, "cloud %s has %d %ss named %q; give the id of one in the configuration", d.cfg.Name, len(ids), t, name)
+		return "", gpuserver.Errorf(gpuserver.KindInvalid, "cloud %s has %d %ss named %q; give the id of one in the configuration", d.cfg.Name, len(ids), t, name)
 	}
 	d.found.put(t, name, ids[0])
-	return ids[0], false, nil
+	return ids[0], nil
 }
 
 // named is what lists of all services give of a thing.

@@ -85,6 +85,45 @@ func TestCallsPerVM(t *testing.T) {
 	}
 }
 
+// Many VMs that are made at once by a driver that knows no names yet look for each
+// name once.
+func TestNamesAreResolvedOnce(t *testing.T) {
+	s := newStandin(t)
+	cfg := s.config()
+	d := open(t, cfg)
+	hold := make(chan struct{})
+	s.intercept(func(_ http.ResponseWriter, r *http.Request, _ http.HandlerFunc) bool {
+		if is(r, "GET", "/image") {
+			<-hold // all others come to where they need it
+		}
+		return false
+	})
+	const n = 20
+	errs := make(chan error, n)
+	for i := range n {
+		go func() { _, err := d.Create(t.Context(), spec(cfg, fmt.Sprint("vm-", i))); errs <- err }()
+	}
+	eventually(t, func() string {
+		d.names.mu.Lock()
+		defer d.names.mu.Unlock()
+		if under := len(d.names.busy); under < n {
+			return fmt.Sprintf("%d creates are under way", under)
+		}
+		return ""
+	})
+	close(hold)
+	for range n {
+		if err := <-errs; err != nil {
+			t.Error(err)
+		}
+	}
+	for what, want := range map[string]int{"GET /image/v2/images": 1, "GET /network/v2.0/networks": 1, "GET /compute/v2.1/flavors": 2} { // two pages
+		if got := s.count(what); got != want {
+			t.Errorf("%s: %d, want %d", what, got, want)
+		}
+	}
+}
+
 // What is asked for all VMs does not grow with their number.
 func TestSharedCallsAreConstant(t *testing.T) {
 	s := newStandin(t)
