@@ -231,7 +231,7 @@ func TestFakeTokenRevoked(t *testing.T) {
 	if n := f.logins.Load(); n != 2 {
 		t.Errorf("%d tokens were asked for, want 2", n)
 	}
-	if ids := member.named("token-1"); len(ids) != 1 || ids[0] != vm.ID {
+	if ids := member.ids("token-1"); len(ids) != 1 || ids[0] != vm.ID {
 		t.Errorf("there are %v, want %s", ids, vm.ID)
 	}
 	if err := d.Delete(t.Context(), "token-1"); err != nil {
