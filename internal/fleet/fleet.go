@@ -106,7 +106,7 @@ type Fleet struct {
 	replan chan struct{} // holds one: there may be room
 	jobs   chan struct{} // holds one: a job came into the queue
 	out    *outputs
-	toldAt time.Time // when a plan last looked at all who wait; the planner's alone
+	told   round // the planner's alone
 
 	mu       sync.Mutex
 	secrets  map[gpuserver.VMID]secret

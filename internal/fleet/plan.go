@@ -1,6 +1,7 @@
 package fleet
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"slices"
@@ -15,12 +16,13 @@ import (
 
 // readAtOnce is how many waiting jobs are read at once. A plan looks at those
 // behind them only if there is room left: they wait behind the others otherwise.
-// Now and then it looks at toldAtMost nevertheless, so that each knows what it
-// waits for.
+// So that each knows what it waits for, plans look at toldAtMost behind them
+// nevertheless, one reading with each, and begin anew after a while.
 const (
 	readAtOnce = 200
 	toldAtMost = 2000
-	tellEvery  = 5 * time.Second
+	tellEvery  = 5 * time.Second        // from the end of a round to the next
+	tellPause  = 200 * time.Millisecond // between the plans of a round
 )
 
 type avoidKey struct {
@@ -177,23 +179,53 @@ func (f *Fleet) decide(ctx context.Context) (p planned, err error) {
 	p.at(back)
 	p.jobs = map[gpuserver.JobID]gpuserver.Job{}
 	planner := sched.NewPlanner(s, now)
-	tell := now.Sub(f.toldAt) >= tellEvery
-	for read := 0; ; {
+	for {
 		f.look(&p, planner.Plan(waiting), waiting, now)
-		read += len(waiting)
-		full := planner.Full()
-		switch {
-		case len(waiting) < readAtOnce || full && tell && read >= toldAtMost:
-			f.toldAt = now
-			return p, nil
-		case full && !tell:
-			p.at(f.toldAt.Add(tellEvery))
+		if len(waiting) < readAtOnce {
+			f.told = round{ended: now}
 			return p, nil
 		}
-		if waiting, err = f.waiting(ctx, &waiting[len(waiting)-1]); err != nil {
+		last := waiting[len(waiting)-1]
+		if planner.Full() {
+			return p, f.tell(ctx, &p, planner, last, now)
+		}
+		if waiting, err = f.waiting(ctx, &last); err != nil {
 			return p, err
 		}
 	}
+}
+
+// round is a tour of the queue behind those that each plan looks at.
+type round struct {
+	last  *gpuserver.Job // whom it has come to; nil: it is over
+	jobs  int            // how many it has looked at
+	ended time.Time      // when the one before was over
+}
+
+// tell has the next of those who wait behind last told what they wait for. No room
+// is left: nothing else comes of it.
+func (f *Fleet) tell(ctx context.Context, p *planned, planner *sched.Planner, last gpuserver.Job, now time.Time) error {
+	r := &f.told
+	if next := r.ended.Add(tellEvery); r.last == nil && now.Before(next) {
+		p.at(next)
+		return nil
+	}
+	from := &last
+	if r.last != nil && cmp.Or(r.last.QueuedAt.Compare(last.QueuedAt), cmp.Compare(r.last.ID, last.ID)) > 0 {
+		from = r.last
+	}
+	waiting, err := f.waiting(ctx, from)
+	if err != nil {
+		return err
+	}
+	f.look(p, planner.Plan(waiting), waiting, now)
+	if r.jobs += len(waiting); len(waiting) < readAtOnce || r.jobs >= toldAtMost {
+		*r = round{ended: now}
+		return nil
+	}
+	r.last = &waiting[len(waiting)-1]
+	p.at(now.Add(tellPause))
+	return nil
 }
 
 // look adds to p what is to be done about the jobs that waited.

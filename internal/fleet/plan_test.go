@@ -33,22 +33,29 @@ func TestLongQueueIsTold(t *testing.T) {
 		first := b.job("small")
 		b.pass(time.Second)
 		b.wantJob(first, gpuserver.JobStarting) // the cloud is full
-		last := queueMany(b, 3*readAtOnce, gpuserver.Entry{Cloud: "local", Flavor: "small", Image: "img"})
-		b.pass(tellEvery + time.Second)
-		for id := last; id > first; id-- {
-			if j := b.read(id); j.State != gpuserver.JobQueued || j.Reason.Class != gpuserver.ReasonCapacity {
-				t.Fatalf("job %d of %d is %s for %+v", id, last, j.State, j.Reason)
+		last := queueMany(b, 4*readAtOnce+1, gpuserver.Entry{Cloud: "local", Flavor: "small", Image: "img"})
+		told := func(from, to gpuserver.JobID) {
+			t.Helper()
+			b.pass(tellEvery + 3*time.Second)
+			for id := to; id >= from; id-- {
+				if j := b.read(id); j.State != gpuserver.JobQueued || j.Reason.Class != gpuserver.ReasonCapacity {
+					t.Fatalf("job %d of %d is %s for %+v", id, to, j.State, j.Reason)
+				}
 			}
 		}
+		told(first+1, last)
+		one := queueMany(b, 1, gpuserver.Entry{Cloud: "local", Flavor: "small", Image: "img"})
+		told(one, one) // although nothing is to be said to those before it
 	})
 }
 
 // queueMany puts n jobs into the queue at once and gives the last.
 func queueMany(b *bench, n int, entry gpuserver.Entry) (last gpuserver.JobID) {
 	b.update(func(tx *store.Tx) error {
-		for i := range n {
+		for range n {
+			b.n++
 			j := gpuserver.Job{
-				Forge: "gh", ForgeID: int64(1000 + i), Repo: "octo/hello", RunID: 8, RunAttempt: 1, Name: fmt.Sprint("stuck-", i), Labels: []string{"gpu"},
+				Forge: "gh", ForgeID: b.n, Repo: "octo/hello", RunID: 8, RunAttempt: 1, Name: fmt.Sprint("stuck-", b.n), Labels: []string{"gpu"},
 				ForgeState: gpuserver.ForgeQueued, State: gpuserver.JobReceived, QueuedAt: time.Now().Add(-time.Hour), Resource: "gpu",
 				Entries: []gpuserver.Entry{entry},
 			}
