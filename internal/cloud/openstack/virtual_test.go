@@ -408,12 +408,12 @@ func TestListsOfChangesAreShort(t *testing.T) {
 			}
 		}
 		time.Sleep(overlap + 2*usual.idle)
-		lists := 0
+		var lists atomic.Int32
 		s.intercept(func(w http.ResponseWriter, r *http.Request, serve http.HandlerFunc) bool {
 			if r.URL.Query().Get("changes-since") == "" {
 				return false
 			}
-			lists++
+			lists.Add(1)
 			answer := httptest.NewRecorder()
 			serve(answer, r)
 			if text := answer.Body.String(); text != `{"servers":[]}` {
@@ -422,8 +422,8 @@ func TestListsOfChangesAreShort(t *testing.T) {
 			return false
 		})
 		time.Sleep(time.Minute)
-		if lists < 5 {
-			t.Errorf("%d lists in a minute", lists)
+		if n := lists.Load(); n < 5 {
+			t.Errorf("%d lists in a minute", n)
 		}
 	})
 }
