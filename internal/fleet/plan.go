@@ -14,13 +14,15 @@ import (
 	"gpuserver/internal/store"
 )
 
-// readAtOnce is how many waiting jobs are read at once. A plan looks at those
+// planAtMost is how many waiting jobs are read at once. A plan looks at those
 // behind them only if there is room left: they wait behind the others otherwise.
-// So that each knows what it waits for, plans look at toldAtMost behind them
-// nevertheless, one reading with each, and begin anew after a while.
+//
+// At a full cloud none can go, and a plan looks at headAtMost. So that each of
+// planAtMost behind them knows what it waits for nevertheless, it looks at as many
+// of those, in turns, and begins anew after a while.
 const (
-	readAtOnce = 200
-	toldAtMost = 2000
+	planAtMost = 2000
+	headAtMost = 200
 	tellEvery  = 5 * time.Second        // from the end of a round to the next
 	tellPause  = 200 * time.Millisecond // between the plans of a round
 )
@@ -167,7 +169,7 @@ func (p *planned) at(t time.Time) {
 
 // decide finds out which jobs can go and what the others wait for.
 func (f *Fleet) decide(ctx context.Context) (p planned, err error) {
-	waiting, err := f.waiting(ctx, nil)
+	waiting, err := f.waiting(ctx, nil, headAtMost)
 	if err != nil || len(waiting) == 0 {
 		return p, err
 	}
@@ -179,17 +181,22 @@ func (f *Fleet) decide(ctx context.Context) (p planned, err error) {
 	p.at(back)
 	p.jobs = map[gpuserver.JobID]gpuserver.Job{}
 	planner := sched.NewPlanner(s, now)
+	if len(waiting) == headAtMost {
+		if planner.Full() {
+			f.look(&p, planner.Plan(waiting), waiting, now)
+			return p, f.tell(ctx, &p, planner, waiting[headAtMost-1], now)
+		}
+		if waiting, err = f.waiting(ctx, nil, planAtMost); err != nil { // who fits what depends on all of them
+			return p, err
+		}
+	}
 	for {
 		f.look(&p, planner.Plan(waiting), waiting, now)
-		if len(waiting) < readAtOnce {
+		if len(waiting) < planAtMost || planner.Full() {
 			f.told = round{ended: now}
 			return p, nil
 		}
-		last := waiting[len(waiting)-1]
-		if planner.Full() {
-			return p, f.tell(ctx, &p, planner, last, now)
-		}
-		if waiting, err = f.waiting(ctx, &last); err != nil {
+		if waiting, err = f.waiting(ctx, &waiting[len(waiting)-1], planAtMost); err != nil {
 			return p, err
 		}
 	}
@@ -214,12 +221,12 @@ func (f *Fleet) tell(ctx context.Context, p *planned, planner *sched.Planner, la
 	if r.last != nil && cmp.Or(r.last.QueuedAt.Compare(last.QueuedAt), cmp.Compare(r.last.ID, last.ID)) > 0 {
 		from = r.last
 	}
-	waiting, err := f.waiting(ctx, from)
+	waiting, err := f.waiting(ctx, from, headAtMost)
 	if err != nil {
 		return err
 	}
 	f.look(p, planner.Plan(waiting), waiting, now)
-	if r.jobs += len(waiting); len(waiting) < readAtOnce || r.jobs >= toldAtMost {
+	if r.jobs += len(waiting); len(waiting) < headAtMost || r.jobs >= planAtMost {
 		*r = round{ended: now}
 		return nil
 	}
@@ -301,11 +308,11 @@ func startingReason(v gpuserver.VM) gpuserver.Reason {
 	return gpuserver.Reason{Class: gpuserver.ReasonStarting, Text: fmt.Sprintf("Its VM %s is being made on %s.", v.Name, v.Cloud)}
 }
 
-// waiting gives the jobs of the queue after last, at most readAtOnce, each with
-// the entries that it may try now.
-func (f *Fleet) waiting(ctx context.Context, last *gpuserver.Job) (jobs []gpuserver.Job, err error) {
+// waiting gives the jobs of the queue after last, at most so many, each with the
+// entries that it may try now.
+func (f *Fleet) waiting(ctx context.Context, last *gpuserver.Job, most int) (jobs []gpuserver.Job, err error) {
 	err = f.DB.View(ctx, func(tx *store.Tx) error {
-		jobs, err = tx.QueuedAfter(last, readAtOnce)
+		jobs, err = tx.QueuedAfter(last, most)
 		return err
 	})
 	f.mu.Lock()

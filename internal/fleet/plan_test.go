@@ -13,7 +13,7 @@ import (
 // none of which can run now: those behind them, which can, do not wait for them.
 func TestLongQueueThatCannotGo(t *testing.T) {
 	inBubble(t, nil, func(b *bench) {
-		queueMany(b, toldAtMost+1, gpuserver.Entry{Cloud: "away", Flavor: "small", Image: "img"})
+		queueMany(b, planAtMost+1, gpuserver.Entry{Cloud: "away", Flavor: "small", Image: "img"})
 		id := b.job("small")
 		b.pass(time.Minute)
 		b.wantJob(id, gpuserver.JobStarting)
@@ -33,7 +33,7 @@ func TestLongQueueIsTold(t *testing.T) {
 		first := b.job("small")
 		b.pass(time.Second)
 		b.wantJob(first, gpuserver.JobStarting) // the cloud is full
-		last := queueMany(b, 4*readAtOnce+1, gpuserver.Entry{Cloud: "local", Flavor: "small", Image: "img"})
+		last := queueMany(b, 4*headAtMost+1, gpuserver.Entry{Cloud: "local", Flavor: "small", Image: "img"})
 		told := func(from, to gpuserver.JobID) {
 			t.Helper()
 			b.pass(tellEvery + 3*time.Second)
