@@ -214,7 +214,7 @@ func (d *Driver) sweepConsoles() {
 		if !isLog || err != nil || time.Since(info.ModTime()) < d.cfg.KeepConsoles {
 			continue
 		}
-		end, ok := d.names.try(name, false)
+		end, ok := d.names.Try(name, false)
 		if !ok {
 			continue
 		}

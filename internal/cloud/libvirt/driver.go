@@ -29,7 +29,7 @@ type Driver struct {
 	hints  *link         // for events alone, so that a slow call holds none back
 	looks  chan struct{} // readings of cards under way
 	pool   pool          // the network's addresses
-	names  *names
+	names  cloud.Turns
 	net    network
 	room   sync.Mutex // held from the check of the room to the claim of it
 	accel  accelState
@@ -66,7 +66,7 @@ func Open(ctx context.Context, cfg Config, log *slog.Logger) (*Driver, error) {
 	d := &Driver{
 		cfg: cfg, log: log.With("cloud", cfg.Name),
 		calls: newLink(cfg.Socket), hints: newLink(cfg.Socket),
-		pool: newPool(cfg.Network, cfg.addressesDir()), names: newNames(), looks: make(chan struct{}, maxLooks),
+		pool: newPool(cfg.Network, cfg.addressesDir()), looks: make(chan struct{}, maxLooks),
 		events: make(chan cloud.Event, 256), running: running, stop: stop,
 	}
 	if err := d.settle(ctx); err != nil {

@@ -91,7 +91,7 @@ func (d *Driver) stopped(e lv.DomainEventLifecycleMsg, watchdog bool) {
 	if lv.DomainEventType(e.Event) != lv.DomainEventStopped {
 		return
 	}
-	if d.names.ending(e.Dom.Name) {
+	if d.names.Ending(e.Dom.Name) {
 		return // our own doing
 	}
 	rec, found, err := d.cfg.readRecord(e.Dom.Name)

@@ -185,7 +185,7 @@ func TestConsoleIsBounded(t *testing.T) {
 // TestOldConsolesAreForgotten keeps consoles as long as configured.
 func TestOldConsolesAreForgotten(t *testing.T) {
 	dir := t.TempDir()
-	d := &Driver{cfg: Config{Owner: "o", Dir: dir, KeepConsoles: time.Hour}, log: logger(t), names: newNames()}
+	d := &Driver{cfg: Config{Owner: "o", Dir: dir, KeepConsoles: time.Hour}, log: logger(t)}
 	for _, sub := range []string{d.cfg.vmsDir(), d.cfg.consolesDir(), d.cfg.vmDir("alive")} {
 		if err := os.MkdirAll(sub, 0o700); err != nil {
 			t.Fatal(err)
@@ -276,7 +276,7 @@ func TestImageStandsAlone(t *testing.T) {
 
 // TestRoom refuses what is more than the configuration allows.
 func TestRoom(t *testing.T) {
-	d := &Driver{cfg: Config{Name: "c", Owner: "o", Dir: t.TempDir(), MaxVMs: 1}, log: logger(t), names: newNames()}
+	d := &Driver{cfg: Config{Name: "c", Owner: "o", Dir: t.TempDir(), MaxVMs: 1}, log: logger(t)}
 	d.pool = newPool(Network{CIDR: prefix("192.168.77.0/24"), Bridge: "b"}, d.cfg.addressesDir())
 	if err := os.MkdirAll(d.cfg.vmsDir(), 0o700); err != nil {
 		t.Fatal(err)

@@ -25,7 +25,7 @@ func RemoveNetwork(ctx context.Context, cfg Config, log *slog.Logger) error {
 	running, stop := context.WithCancel(context.Background())
 	d := &Driver{
 		cfg: cfg, log: log.With("cloud", cfg.Name), calls: newLink(cfg.Socket), hints: newLink(cfg.Socket),
-		pool: newPool(cfg.Network, cfg.addressesDir()), names: newNames(), events: make(chan cloud.Event), running: running, stop: stop,
+		pool: newPool(cfg.Network, cfg.addressesDir()), events: make(chan cloud.Event), running: running, stop: stop,
 	}
 	defer d.Close() // it has nothing to say
 	vms, err := d.onNetwork(ctx)

@@ -29,7 +29,7 @@ func (d *Driver) Create(ctx context.Context, spec cloud.Spec) (cloud.VM, error) 
 	if err := ctx.Err(); err != nil {
 		return cloud.VM{}, unavailable(op, err)
 	}
-	end, ok := d.names.try(spec.Name, true)
+	end, ok := d.names.Try(spec.Name, true)
 	if !ok {
 		return cloud.VM{}, exists(spec.Name, "it is being made or deleted")
 	}
@@ -306,7 +306,7 @@ func (d *Driver) List(ctx context.Context) ([]cloud.VM, error) {
 // stateWithout is the state of a VM that has a folder and no domain.
 func (d *Driver) stateWithout(name string, rec record) cloud.State {
 	switch {
-	case d.names.building(name):
+	case d.names.Making(name):
 		return cloud.StateBuilding
 	case rec.Started:
 		return cloud.StateStopped
@@ -387,7 +387,7 @@ func (d *Driver) Keep(ctx context.Context, name string) error {
 // own begins a change of a VM of ours; KindNotFound if nothing is there and
 // KindRefused if it is somebody else's.
 func (d *Driver) own(ctx context.Context, name string) (end func(), err error) {
-	end, err = d.names.wait(ctx, name)
+	end, err = d.names.Wait(ctx, name)
 	if err != nil {
 		return nil, unavailable("wait for "+name, err)
 	}

@@ -36,7 +36,7 @@ func (d *Driver) Create(ctx context.Context, spec cloud.Spec) (cloud.VM, error) 
 	}
 	ctx, cancel := d.bind(ctx)
 	defer cancel()
-	end, ok := d.names.try(spec.Name, false)
+	end, ok := d.names.Try(spec.Name, true)
 	if !ok {
 		return cloud.VM{}, d.exists(spec.Name, "it is being made or deleted")
 	}

@@ -32,7 +32,7 @@ type Driver struct {
 	login  login
 	watch  *watch
 	parts  *parts
-	names  *names
+	names  cloud.Turns
 	launch *rate.Limiter // of POST /servers
 	found  *directory    // names of the cloud's things, resolved
 	quota  keystoneLimits
@@ -64,7 +64,7 @@ func Open(cfg Config, log *slog.Logger) (*Driver, error) {
 	running, stop := context.WithCancel(context.Background())
 	d := &Driver{
 		cfg: cfg, log: log.With("cloud", cfg.Name),
-		wire: &wire{dial: cfg.dial}, watch: newWatch(), parts: newParts(), names: newNames(), found: newDirectory(), spools: newConsoles(),
+		wire: &wire{dial: cfg.dial}, watch: newWatch(), parts: newParts(), found: newDirectory(), spools: newConsoles(),
 		launch: rate.NewLimiter(rate.Inf, 1), login: login{turns: newTurns()},
 		events: make(chan cloud.Event, 256), running: running, stop: stop,
 	}
@@ -146,73 +146,6 @@ func (d *Driver) Close() error {
 		close(d.events)
 	})
 	return nil
-}
-
-// names lets one operation at a time work on a VM.
-type names struct {
-	mu   sync.Mutex
-	busy map[string]*turn
-}
-
-// turn is an operation in progress.
-type turn struct {
-	ending bool // it deletes or keeps the VM
-	over   chan struct{}
-}
-
-func newNames() *names { return &names{busy: map[string]*turn{}} }
-
-// try begins an operation if none is in progress, and gives what ends it.
-func (n *names) try(vm string, ending bool) (end func(), ok bool) {
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	if n.busy[vm] != nil {
-		return nil, false
-	}
-	t := &turn{ending: ending, over: make(chan struct{})}
-	n.busy[vm] = t
-	return func() {
-		n.mu.Lock()
-		defer n.mu.Unlock()
-		delete(n.busy, vm)
-		close(t.over)
-	}, true
-}
-
-// wait begins an operation that ends a VM once no other is in progress.
-func (n *names) wait(ctx context.Context, vm string) (end func(), err error) {
-	for {
-		if err := ctx.Err(); err != nil {
-			return nil, err
-		}
-		if end, ok := n.try(vm, true); ok {
-			return end, nil
-		}
-		n.mu.Lock()
-		t := n.busy[vm]
-		n.mu.Unlock()
-		if t == nil {
-			continue
-		}
-		select {
-		case <-t.over:
-		case <-ctx.Done():
-		}
-	}
-}
-
-// working reports whether an operation on a VM is in progress.
-func (n *names) working(vm string) bool {
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	return n.busy[vm] != nil
-}
-
-// ending reports whether a VM is being deleted or kept by us.
-func (n *names) ending(vm string) bool {
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	return n.busy[vm] != nil && n.busy[vm].ending
 }
 
 // turns lets one caller at a time read something, for all that wait for it.

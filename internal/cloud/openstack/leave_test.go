@@ -17,15 +17,7 @@ func TestCreateIsLeft(t *testing.T) {
 	cfg := s.config()
 	d := open(t, cfg)
 	ctx, cancel := context.WithCancel(t.Context())
-	s.intercept(func(w http.ResponseWriter, r *http.Request, serve http.HandlerFunc) bool {
-		if !is(r, "POST", "/compute/v2.1/servers") {
-			return false
-		}
-		cancel()
-		serve(w, r)
-		s.do(func() { s.machines[0].stuck = true })
-		return true
-	})
+	leaveAtPost(s, cancel)
 	_, err := d.Create(ctx, spec(cfg, "vm-1"))
 	wantKind(t, err, gpuserver.KindUnavailable)
 	d.watch.mu.Lock()
@@ -85,15 +77,7 @@ func TestVolumesOfAServerThatWasLeft(t *testing.T) {
 		cfg.BootFromVolume = true
 		d := open(t, cfg)
 		ctx, cancel := context.WithCancel(t.Context())
-		s.intercept(func(w http.ResponseWriter, r *http.Request, serve http.HandlerFunc) bool {
-			if !is(r, "POST", "/compute/v2.1/servers") {
-				return false
-			}
-			cancel()
-			serve(w, r)
-			s.do(func() { s.machines[0].stuck = true })
-			return true
-		})
+		leaveAtPost(s, cancel)
 		_, err := d.Create(ctx, spec(cfg, "vm-1"))
 		wantKind(t, err, gpuserver.KindUnavailable)
 		_ = d.Close()
@@ -127,4 +111,18 @@ func TestVolumesOfAServerThatWasLeft(t *testing.T) {
 			t.Errorf("its volume was named %d times", n)
 		}
 	}
+}
+
+// leaveAtPost has the caller of the next create go while Nova is asked for the
+// server, which Nova then never builds.
+func leaveAtPost(s *standin, cancel context.CancelFunc) {
+	s.intercept(func(w http.ResponseWriter, r *http.Request, serve http.HandlerFunc) bool {
+		if !is(r, "POST", "/compute/v2.1/servers") {
+			return false
+		}
+		cancel()
+		serve(w, r)
+		s.do(func() { s.machines[0].stuck = true })
+		return true
+	})
 }

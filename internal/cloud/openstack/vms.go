@@ -81,7 +81,7 @@ func (d *Driver) List(ctx context.Context) ([]cloud.VM, error) {
 // own begins an operation that ends a VM, and gives the ids of its servers: none if
 // only parts of it are there. KindRefused: it is somebody else's.
 func (d *Driver) own(ctx context.Context, name string) (end func(), ours []server, err error) {
-	end, err = d.names.wait(ctx, name)
+	end, err = d.names.Wait(ctx, name)
 	if err != nil {
 		return nil, nil, d.failed("wait for "+name, err)
 	}

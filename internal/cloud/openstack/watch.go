@@ -372,10 +372,10 @@ func (d *Driver) merge(found []server, asked time.Time, full bool) (missing []st
 // compare tells of a server of ours that stopped or failed by itself.
 func (d *Driver) compare(before, now server) {
 	was, is := before.state(), now.state()
-	if was == cloud.StateBuilding && is == cloud.StateRunning && d.cfg.BootFromVolume && !d.names.working(now.Name) { // its create was left
+	if was == cloud.StateBuilding && is == cloud.StateRunning && d.cfg.BootFromVolume && !d.names.Making(now.Name) && !d.names.Ending(now.Name) { // its create was left
 		d.start(func() { d.nameVolumes(d.running, now) })
 	}
-	if now.owner() != d.cfg.Owner || now.kept() || d.names.ending(now.Name) || was == is || was != cloud.StateRunning && was != cloud.StateBuilding {
+	if now.owner() != d.cfg.Owner || now.kept() || d.names.Ending(now.Name) || was == is || was != cloud.StateRunning && was != cloud.StateBuilding {
 		return
 	}
 	switch is {
@@ -392,7 +392,7 @@ func (d *Driver) compare(before, now server) {
 // for it.
 func (d *Driver) lost(id string) {
 	before, had := d.watch.bury(id)
-	if had && before.owner() == d.cfg.Owner && !d.names.ending(before.Name) {
+	if had && before.owner() == d.cfg.Owner && !d.names.Ending(before.Name) {
 		d.tell(cloud.Event{VM: before.Name, State: cloud.StateRemains, Reason: "its server was deleted, not by us"})
 	}
 	if had {

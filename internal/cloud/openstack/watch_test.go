@@ -104,10 +104,10 @@ func TestNamesAreResolvedOnce(t *testing.T) {
 		go func() { _, err := d.Create(t.Context(), spec(cfg, fmt.Sprint("vm-", i))); errs <- err }()
 	}
 	eventually(t, func() string {
-		d.names.mu.Lock()
-		defer d.names.mu.Unlock()
-		if under := len(d.names.busy); under < n {
-			return fmt.Sprintf("%d creates are under way", under)
+		for i := range n {
+			if name := fmt.Sprint("vm-", i); !d.names.Making(name) {
+				return name + " is not being made"
+			}
 		}
 		return ""
 	})
