@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"math/rand/v2"
 	"net"
 	"net/http"
 	"os"
@@ -120,14 +121,20 @@ func text(v any) string {
 }
 
 // freePort finds a port that was free a moment ago; it must be in the
-// configuration before the service binds it.
+// configuration before the service binds it. It is below those that the kernel gives
+// to connections (Linux, ip-sysctl, ip_local_port_range: from 32768), of which a
+// benchmark opens so many that one would take it in that moment.
 func freePort() (string, error) {
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		return "", gpuserver.Wrap(gpuserver.KindUnavailable, "bench: listen", err)
+	var last error
+	for range 100 {
+		addr := fmt.Sprintf("127.0.0.1:%d", 12000+rand.IntN(20000))
+		ln, err := net.Listen("tcp", addr)
+		if err == nil {
+			return addr, ln.Close()
+		}
+		last = err
 	}
-	defer ln.Close()
-	return ln.Addr().String(), nil
+	return "", gpuserver.Wrap(gpuserver.KindUnavailable, "bench: listen", last)
 }
 
 func (w *world) populate() error {
