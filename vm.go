@@ -147,7 +147,10 @@ type Host struct {
 	MemoryMiB int64  `json:"memory_mib"` // usable for VMs in total
 	DiskGiB   int64  `json:"disk_gib"`   // usable for VMs in total: really free now + already leased
 	MaxVMs    int    `json:"max_vms"`    // 0: no limit
-	Slots     []Slot `json:"slots,omitempty"`
+	// Bound is what its room is bounded by where that is no machine's size, such as
+	// "the project's quotas"; "" is a machine.
+	Bound string `json:"bound,omitempty"`
+	Slots []Slot `json:"slots,omitempty"`
 }
 
 // Slot is one IOMMU group with the devices in it: the unit in which GPUs are

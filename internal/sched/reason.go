@@ -97,6 +97,14 @@ func tooLarge(c *place, f gpuserver.Flavor, n need) *gpuserver.Reason {
 		}
 	}
 	wanted, has := missing(need, nearest.total)
+	if nearest.bound != "" {
+		return &gpuserver.Reason{
+			Class: gpuserver.ReasonNoPlace,
+			Text: fmt.Sprintf("cannot run on cloud %s: flavor %s needs %s, and within %s we have %s",
+				c.name, f.Name, join(wanted), nearest.bound, join(has)),
+			Help: fmt.Sprintf("Choose a smaller flavor, or have %s raised; what others use of them is taken off.", nearest.bound),
+		}
+	}
 	return &gpuserver.Reason{
 		Class: gpuserver.ReasonNoPlace,
 		Text: fmt.Sprintf("cannot run on cloud %s: flavor %s needs %s, and no host is that large (%s has %s)",

@@ -71,6 +71,7 @@ func (a amount) rest(total amount) float64 {
 // host is a host while a plan is made.
 type host struct {
 	name  string
+	bound string // what bounds total; "": its size
 	total amount
 	start amount // free when the plan began
 	free  amount // free with what the plan has placed so far
@@ -124,7 +125,7 @@ func clouds(s Snapshot) map[string]*place {
 		}
 		total := amount{int64(h.VCPUs), h.MemoryMiB, h.DiskGiB, int64(cmp.Or(h.MaxVMs, unlimited))}
 		free := total.minus(used[key{h.Cloud, h.Name}])
-		c.hosts = append(c.hosts, &host{name: h.Name, total: total, start: free, free: free, slots: slotsOf(h, taken[key{h.Cloud, h.Name}], s.Flavors)})
+		c.hosts = append(c.hosts, &host{name: h.Name, bound: h.Bound, total: total, start: free, free: free, slots: slotsOf(h, taken[key{h.Cloud, h.Name}], s.Flavors)})
 	}
 	for _, c := range all {
 		slices.SortFunc(c.hosts, func(a, b *host) int { return cmp.Compare(a.name, b.name) })

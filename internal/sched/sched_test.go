@@ -90,6 +90,11 @@ func TestPlan(t *testing.T) {
 			2 stack/s#0
 			3 local/a#1
 			4 suspended: is suspended`},
+		{"a quota is no host", Snapshot{
+			Hosts:   []gpuserver.Host{{Cloud: "stack", Name: "stack", Bound: "the project's quotas", VCPUs: 4, MemoryMiB: 1 << 20, DiskGiB: 999}},
+			Waiting: []gpuserver.Job{job(1, 2, "stack/big")},
+		}, `
+			1 no_place: cannot run on cloud stack: flavor big needs 8 vCPU, and within the project's quotas we have 4 vCPU`},
 		{"several things missing, several hosts", Snapshot{
 			Hosts:   pair,
 			Used:    []Use{uses("local", "a", 15), {Cloud: "local", Host: "b", VCPUs: 1, MemoryMiB: 8193, DiskGiB: 10, VMs: 1}},

@@ -39,7 +39,7 @@ func (d *Driver) Capacity(ctx context.Context) ([]gpuserver.Host, error) {
 		ours.disk, others.disk = q.ourDisk, 0
 	}
 	h := gpuserver.Host{
-		Cloud: d.cfg.Name, Name: d.cfg.Name,
+		Cloud: d.cfg.Name, Name: d.cfg.Name, Bound: "the project's quotas",
 		VCPUs:     int(room(q.cores, others.vcpus, ours.vcpus, manyVCPUs)),
 		MemoryMiB: room(q.ram, others.ram, ours.ram, manyMiB),
 		DiskGiB:   room(q.disk, others.disk, ours.disk, manyGiB),
@@ -47,7 +47,7 @@ func (d *Driver) Capacity(ctx context.Context) ([]gpuserver.Host, error) {
 	if q.servers >= 0 {
 		h.MaxVMs = int(max(q.servers-others.servers, ours.servers, 0))
 		if h.MaxVMs == 0 { // 0 would mean that there is no limit
-			h.VCPUs, h.MemoryMiB = 0, 0
+			h.VCPUs, h.MemoryMiB, h.Bound = 0, 0, "the project's quota of servers"
 		}
 	}
 	if m := d.cfg.MaxVMs; m > 0 && (h.MaxVMs == 0 || m < h.MaxVMs) {

@@ -35,7 +35,7 @@ func TestCapacityIsTheQuotas(t *testing.T) {
 	s.quota = map[string]int64{"maxTotalInstances": 10, "maxTotalCores": 40, "maxTotalRAMSize": 51200}
 	cfg := s.config()
 	d := open(t, cfg)
-	want := gpuserver.Host{Cloud: "stack", Name: "stack", VCPUs: 40, MemoryMiB: 51200, DiskGiB: manyGiB, MaxVMs: 10}
+	want := gpuserver.Host{Cloud: "stack", Name: "stack", Bound: "the project's quotas", VCPUs: 40, MemoryMiB: 51200, DiskGiB: manyGiB, MaxVMs: 10}
 	check := func(what string, cards int) {
 		t.Helper()
 		h := capacity(t, d)
@@ -59,11 +59,20 @@ func TestCapacityIsTheQuotas(t *testing.T) {
 	})
 	want.VCPUs, want.MemoryMiB, want.MaxVMs = 38, 50176, 9
 	check("a stranger's", 3)
+	s.do(func() { s.quota["maxTotalInstances"] = 0 })
+	want.MaxVMs = 1 // ours stays
+	check("no server more", 3)
 	s.do(func() {
 		s.quota = map[string]int64{"maxTotalInstances": -1, "maxTotalCores": -1, "maxTotalRAMSize": -1}
 	})
 	want.VCPUs, want.MemoryMiB, want.MaxVMs = manyVCPUs, manyMiB, 0
 	check("no quotas", 3)
+	if err := d.Delete(t.Context(), ours.Name); err != nil {
+		t.Fatal(err)
+	}
+	s.do(func() { s.quota = map[string]int64{"maxTotalInstances": 0, "maxTotalCores": 40, "maxTotalRAMSize": 51200} })
+	want = gpuserver.Host{Cloud: "stack", Name: "stack", Bound: "the project's quota of servers", DiskGiB: manyGiB}
+	check("no servers at all", 3)
 }
 
 // Placement knows of cards that servers of other projects have.
