@@ -70,7 +70,9 @@ func TestCapacityIsTheQuotas(t *testing.T) {
 	if err := d.Delete(t.Context(), ours.Name); err != nil {
 		t.Fatal(err)
 	}
-	s.do(func() { s.quota = map[string]int64{"maxTotalInstances": 0, "maxTotalCores": 40, "maxTotalRAMSize": 51200} })
+	s.do(func() {
+		s.quota = map[string]int64{"maxTotalInstances": 0, "maxTotalCores": 40, "maxTotalRAMSize": 51200}
+	})
 	want = gpuserver.Host{Cloud: "stack", Name: "stack", Bound: "the project's quota of servers", DiskGiB: manyGiB}
 	check("no servers at all", 3)
 }
