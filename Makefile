@@ -59,6 +59,10 @@ test-vfio: ## Run the tests of GPU passthrough, in an emulated machine with six 
 	@scripts/setup vfio >&2
 	@scripts/vfio-lab
 
+.PHONY: test-gpu
+test-gpu: ## Run the agent's tests on a real card of NVIDIA, on a machine or VM that has one and its driver
+	@go test -count=1 -tags gpu -run TestRealCard -v ./internal/guest
+
 .PHONY: test-openstack
 test-openstack: ## Run the tests with a real OpenStack on this machine, with both hypervisors
 	@scripts/setup openstack >&2

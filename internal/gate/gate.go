@@ -88,6 +88,7 @@ const (
 	KindDriver      Kind = "driver"      // the vendor's tool does not list a card that is on the bus
 	KindECC         Kind = "ecc"         // uncorrectable memory errors, volatile
 	KindRemap       Kind = "remap"       // a row cannot be remapped, or pages wait to be retired
+	KindRecovery    Kind = "recovery"    // the driver says that the card needs a reset, or the machine a new start
 	KindXid         Kind = "xid"         // the driver's log names an error of the hardware
 	KindTemperature Kind = "temperature" // above the card's own slow-down limit
 	KindThrottle    Kind = "throttle"    // slowed by hardware: power brake, thermal

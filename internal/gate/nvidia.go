@@ -47,6 +47,11 @@ type smiGPU struct {
 	LinkWidth    string `xml:"pci>pci_gpu_link_info>link_widths>current_link_width"` // 16x
 	MaxLinkWidth string `xml:"pci>pci_gpu_link_info>link_widths>max_link_width"`
 
+	// Recovery is what the driver (since 555) says has to be done before the card
+	// can be used: "None", "Reset", "Reboot", "Drain P2P", "Drain and Reset", …
+	// Source: NVIDIA, "GPU Memory Error Management", recovery action flag.
+	Recovery string `xml:"gpu_recovery_action"`
+
 	ECC smiECC `xml:"ecc_errors"`
 	// Cards since Ampere remap rows of memory, older ones retire pages.
 	RemapPending     string `xml:"remapped_rows>remapped_row_pending"`
@@ -80,6 +85,7 @@ type smiECC struct {
 	SRAMThreshold string      `xml:"aggregate>sram_threshold_exceeded"`
 	ChannelRepair string      `xml:"channel_repair_pending"`
 	TPCRepair     string      `xml:"tpc_repair_pending"`
+	Unrepairable  string      `xml:"unrepairable_memory"`
 }
 
 // smiReasons are why clocks are low: "Active" or "Not Active". Each has two names.
@@ -183,12 +189,17 @@ func (c *check) judge(card *Card, g smiGPU) {
 	switch {
 	case yes(g.RemapFailure):
 		found(KindRemap, "a row of its memory could not be remapped")
+	case yes(g.ECC.Unrepairable):
+		found(KindRemap, "a part of its memory cannot be repaired")
 	case yes(g.RemapPending):
 		found(KindRemap, "a row of its memory waits to be remapped")
 	case yes(g.RetirePending) || yes(g.RetirePendingOld):
 		found(KindRemap, "pages of its memory wait to be retired")
 	case yes(g.ECC.ChannelRepair) || yes(g.ECC.TPCRepair):
 		found(KindRemap, "a part of it waits to be repaired")
+	}
+	if action := known(g.Recovery); action != "" && !strings.EqualFold(action, "None") {
+		found(KindRecovery, "its driver asks for: %s", Clip(action, 60))
 	}
 	if limit, ok := number(g.SlowThreshold); ok && card.Temperature >= limit {
 		found(KindTemperature, "%d °C; it slows down at %d °C", card.Temperature, limit)

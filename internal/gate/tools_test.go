@@ -104,6 +104,10 @@ func TestH100(t *testing.T) {
 		"SRAM over its life": {[]string{"exceeded>No", "exceeded>Yes"}, []string{"ecc " + host(0)}},
 		"row waits":          {[]string{"row_pending>No", "row_pending>Yes"}, []string{"remap " + host(0)}},
 		"row failed":         {[]string{"row_failure>No", "row_failure>Yes", "row_pending>No", "row_pending>Yes"}, []string{"remap " + host(0)}},
+		"not repairable":     {[]string{"unrepairable_memory>No", "unrepairable_memory>Yes"}, []string{"remap " + host(0)}},
+		"needs a reset":      {[]string{"recovery_action>None", "recovery_action>Reset"}, []string{"recovery " + host(0)}},
+		"needs both":         {[]string{"recovery_action>None", "recovery_action>Drain and Reset"}, []string{"recovery " + host(0)}},
+		"recovery not known": {[]string{"recovery_action>None", "recovery_action>N/A"}, nil},
 		"at its limit":       {[]string{"<gpu_temp_tlimit>42 C", "<gpu_temp_tlimit>-2 C"}, []string{"temperature " + host(0)}},
 		"near its limit":     {[]string{"<gpu_temp_tlimit>42 C", "<gpu_temp_tlimit>-1 C"}, nil},
 		"brake":              {[]string{"power_brake_slowdown>Not", "power_brake_slowdown>"}, []string{"throttle " + host(0)}},
@@ -118,6 +122,34 @@ func TestH100(t *testing.T) {
 			on(t, root, "0000:01:00.0", h100, "030200")
 			prints(t, root, "nvidia-smi", fixture(t, "h100.xml", c.replace...), "0")
 			same(t, Check(t.Context(), Options{Root: root}, expect(h100), Before), c.want...)
+		})
+	}
+}
+
+// TestH200: what a real H200 in a VM said under full load (driver 580, numbers of
+// card and program replaced): it draws all the power that it may, which is no fault.
+func TestH200(t *testing.T) {
+	const h200 = "10de:2335"
+	for name, c := range map[string]struct {
+		replace []string
+		want    []string
+	}{
+		"under load":     {nil, nil},
+		"needs a reset":  {[]string{"recovery_action>None", "recovery_action>Reset"}, []string{"recovery " + host(0)}},
+		"not repairable": {[]string{"unrepairable_memory>No", "unrepairable_memory>Yes"}, []string{"remap " + host(0)}},
+		"fewer lanes":    {[]string{"current_link_width>16x", "current_link_width>8x"}, []string{"link " + host(0)}},
+		"hot":            {[]string{"<gpu_temp_tlimit>23 C", "<gpu_temp_tlimit>-2 C"}, []string{"temperature " + host(0)}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			root := t.TempDir()
+			on(t, root, "0000:00:06.0", h200, "030200")
+			prints(t, root, "nvidia-smi", fixture(t, "h200.xml", c.replace...), "0")
+			r := Check(t.Context(), Options{Root: root}, expect(h200), Before)
+			same(t, r, c.want...)
+			want := Card{Address: "0000:00:06.0", VendorID: "10de", DeviceID: "2335", Host: host(0), UUID: "GPU-00000000-0000-4000-8000-000000000001", Serial: "1650000000001", Product: "NVIDIA H200", Temperature: 62, LinkWidth: 16}
+			if name == "under load" && !cmp.Equal([]Card{want}, r.Cards) {
+				t.Errorf("cards (-want +got):\n%s", cmp.Diff([]Card{want}, r.Cards))
+			}
 		})
 	}
 }
@@ -225,6 +257,7 @@ func TestDCGM(t *testing.T) {
 func FuzzSMI(f *testing.F) {
 	f.Add([]byte(fixture(f, "v100.xml")))
 	f.Add([]byte(fixture(f, "h100.xml")))
+	f.Add([]byte(fixture(f, "h200.xml")))
 	f.Add([]byte("<nvidia_smi_log><gpu id='1:2'><temperature><gpu_temp>-- C</gpu_temp></temperature></gpu></nvidia_smi_log>"))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		l, err := parseSMI(b)

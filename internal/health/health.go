@@ -41,6 +41,7 @@ var soft = map[gate.Kind]float64{
 	gate.KindDriver:      2,
 	gate.KindXid:         2,
 	gate.KindDiagnosis:   2,
+	gate.KindRecovery:    2,
 	KindAERFatal:         2,
 	KindLinkDown:         2,
 	gate.KindTemperature: 1,

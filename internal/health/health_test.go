@@ -58,6 +58,15 @@ func TestThreePointsTakeACardOut(t *testing.T) {
 	}
 }
 
+// A card that its driver wants reset gets a rest, not more: a job can have done
+// that, and the host resets it after each VM.
+func TestRecoveryIsNoHardEvidence(t *testing.T) {
+	g, o := Policy{}.Strike(well(), seen(gate.KindRecovery), start)
+	if g.State != gpuserver.GPUInService || o.Points != 2 || !g.RestUntil.After(start) {
+		t.Errorf("%+v, %+v", g, o)
+	}
+}
+
 func TestPointsFade(t *testing.T) {
 	g, _ := Policy{}.Strike(well(), seen(gate.KindXid), start)
 	for after, want := range map[time.Duration]float64{

@@ -146,8 +146,14 @@ func (k *checker) addresses(context.Context) Finding {
 	for _, s := range k.host.Slots {
 		most = max(most, k.reach(s, memory))
 	}
+	switch {
+	case len(k.host.Slots) == 0:
+		return skip("%d bits (%s), and no card is in an IOMMU group", width, of)
+	case most == 0:
+		return pass("%d bits (%s); no card has regions above 4 GiB", width, of)
+	}
 	need := bits.Len64(most - 1)
-	if most > 0 && need > width {
+	if need > width {
 		return fail("use a processor or an IOMMU with wider addresses, flavors with less memory, or fewer cards in one VM", "a VM with all cards of a group needs addresses of %d bits, and %s has %d", need, of, width)
 	}
 	return pass("%d bits (%s); a VM with all cards of a group needs %d", width, of, need)

@@ -273,6 +273,7 @@ func TestCheck(t *testing.T) {
 			w.needs.CardMemory = 0
 			w.proc["cpuinfo"].Data = []byte("flags : svm\naddress sizes : 39 bits physical\n")
 		}, "addresses", LevelFail, "needs addresses of 40 bits"},
+		{"addresses without groups", pcitest.Off(), nil, "addresses", LevelSkip, "no card is in an IOMMU group"},
 		{"address width unknown", prepared, func(w *well) { w.proc["cpuinfo"].Data = nil }, "addresses", LevelSkip, "not known"},
 		{"a BAR without an address", prepared, func(w *well) {
 			w.write(w.device("0000:44:00.0")+"/resource", "0x0000000000000000 0x00000003ffffffff 0x000000000014220c\n")

@@ -86,7 +86,7 @@ func (r *reader) read() (inv *Inventory, again bool) {
 	if after, err := r.members(); err != nil || !sameMembers(after, members) {
 		return nil, true
 	}
-	inv = &Inventory{Groups: groups, IOMMU: r.iommu(groups, devices)}
+	inv = &Inventory{Groups: append([]Group{}, groups...), IOMMU: r.iommu(groups, devices)}
 	judge(inv, devices, r.vfioLoaded())
 	inv.Devices = slices.SortedFunc(maps.Values(devices), byAddress)
 	inv.Problems = append([]Problem{}, r.problems...)
