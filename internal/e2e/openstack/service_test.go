@@ -281,7 +281,8 @@ func TestServiceRepairs(t *testing.T) {
 		Server struct{ Metadata map[string]string }
 	}
 	member.call("GET", "compute", "/servers/"+before.CloudID, nil, &got)
-	ask := newServer{Name: "lab-orphan", Flavor: "lab.nano", Image: member.image("empty"), Metadata: got.Server.Metadata}
+	name := before.Name[:strings.LastIndex(before.Name, "-")] + "-9999" // as the service gives names
+	ask := newServer{Name: name, Flavor: "lab.nano", Image: member.image("empty"), Metadata: got.Server.Metadata}
 	orphan := member.create(ask)
 	ask.Name, ask.Metadata = "somebody", nil
 	stranger := member.create(ask)
