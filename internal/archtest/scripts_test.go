@@ -221,8 +221,8 @@ func TestContinuousIntegrationReportsFailures(t *testing.T) {
 	dir, bin := t.TempDir(), t.TempDir()
 	copied(t, dir, ".ci/run")
 	stub(t, filepath.Join(bin, "make"), `echo "make $* CI=$CI input=$(wc -c)"; [ "$1" != "$FAIL" ]`)
-	const all = "make lint CI=true input=0\nmake test CI=true input=0\nmake race CI=true input=0\nmake test-vfio CI=true input=0\n"
-	for _, fail := range []string{"", "lint", "test", "race", "test-vfio"} {
+	const all = "make lint CI=true input=0\nmake test CI=true input=0\nmake race CI=true input=0\nmake test-vfio CI=true input=0\nmake test-openstack CI=true input=0\n"
+	for _, fail := range []string{"", "lint", "test", "race", "test-vfio", "test-openstack"} {
 		t.Setenv("FAIL", fail)
 		out, errs, err := command(t, dir, bin, ".ci/run")
 		if out != all {
