@@ -203,7 +203,9 @@ func (d *Driver) unifiedDisk(ctx context.Context, shown quota) (int64, error) {
 }
 
 // registeredLimits gives Nova's limits in Keystone: the project's own, and else the
-// registered ones; and Nova's newest microversion.
+// registered ones; and Nova's newest microversion. Nova reads those of its endpoint's
+// region only, and none that are of no region.
+// Source: oslo_limit/limit.py, _EnforcerUtils.
 func (d *Driver) registeredLimits(ctx context.Context) (set map[string]int64, newest int, err error) {
 	var registered struct {
 		Limits []struct {
@@ -221,7 +223,7 @@ func (d *Driver) registeredLimits(ctx context.Context) (set map[string]int64, ne
 	set = map[string]int64{}
 	err = d.ask(ctx, "read Keystone's limits", func(ctx context.Context, s *session) error {
 		newest = s.newest
-		query := "?" + url.Values{"service_id": {s.service}}.Encode()
+		query := "?" + url.Values{"service_id": {s.service}, "region_id": {s.region}}.Encode()
 		ok := &gophercloud.RequestOpts{OkCodes: []int{http.StatusOK}}
 		if _, err := s.identity.Get(ctx, s.identity.ServiceURL("registered_limits")+query, &registered, ok); err != nil || len(registered.Limits) == 0 {
 			return err

@@ -117,7 +117,7 @@ func overQuota(status int, text, sort string) bool {
 		return false
 	}
 	text = strings.ToLower(text)
-	return strings.Contains(text, "quota") || strings.Contains(text, "maximum number of") || strings.Contains(text, "over limit for")
+	return strings.Contains(text, "quota") || strings.Contains(text, "maximum number of") || strings.Contains(text, "over limit for") || strings.Contains(text, "is over a limit for")
 }
 
 // unanswered says in words why there was no answer that could be read.
@@ -209,7 +209,7 @@ func failure(fault, format string, args ...any) error {
 // noHost reports whether a fault means that no host was found, and not that a quota
 // is used up, which is checked once more while a server is built.
 func noHost(fault string) bool {
-	return ofFault(fault) == gpuserver.KindCapacity && !strings.Contains(strings.ToLower(fault), "quota")
+	return ofFault(fault) == gpuserver.KindCapacity && !strings.Contains(strings.ToLower(fault), "quota") && !strings.Contains(fault, "is over a limit for")
 }
 
 // ofFault gives the kind of a server's fault: Nova tells what went wrong after it
@@ -227,7 +227,7 @@ func ofFault(text string) gpuserver.Kind {
 		return false
 	}
 	switch {
-	case has("no valid host", "exceeded maximum number of retries", "exhausted all hosts", "insufficient compute resources", "pci device request", "quota", "allocation candidates"):
+	case has("no valid host", "exceeded maximum number of retries", "exhausted all hosts", "insufficient compute resources", "pci device request", "quota", "is over a limit for", "allocation candidates"):
 		return gpuserver.KindCapacity
 	case has("image is unacceptable", "unacceptable: ", "disk is too small", "image could not be found", "flavor's disk"):
 		return gpuserver.KindInvalid

@@ -140,6 +140,7 @@ func TestAnswersToACreate(t *testing.T) {
 		{"ports used up", `{"forbidden": {"code": 403, "message": "Maximum number of ports exceeded"}}`, 403, "", gpuserver.KindCapacity, "ports"},
 		{"no such thing", `{"itemNotFound": {"code": 404, "message": "The resource could not be found."}}`, 404, "", gpuserver.KindNotFound, "404"},
 		{"conflict", `{"conflictingRequest": {"code": 409, "message": "Multiple possible networks found, use a Network ID to be more specific."}}`, 409, "", gpuserver.KindUnavailable, "Multiple possible networks"},
+		{"unified limits", `{"forbidden": {"code": 403, "message": "Project b8f6 is over a limit for [Resource class:VCPU is over limit of 2 due to current usage 2 and delta 1]"}}`, 403, "", gpuserver.KindCapacity, "class:VCPU"},
 		{"quota of Neutron", `{"NeutronError": {"type": "OverQuota", "message": "Quota exceeded for resources: ['port'].", "detail": ""}}`, 409, "", gpuserver.KindCapacity, "port"},
 		{"quota of Cinder", `{"overLimit": {"code": 413, "message": "VolumeSizeExceedsAvailableQuota: Requested volume or snapshot exceeds allowed gigabytes quota.", "retryAfter": "0"}}`, 413, "0", gpuserver.KindCapacity, "gigabytes"},
 		{"too many calls, once", `{"overLimit": {"code": 413, "message": "This request was rate-limited."}}`, 413, "600", gpuserver.KindLimited, "600 s"},

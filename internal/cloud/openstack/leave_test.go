@@ -51,10 +51,11 @@ func TestCreateIsLeft(t *testing.T) {
 // Which faults say that no host was found, and which that a quota is used up.
 func TestNoHostIsNoQuota(t *testing.T) {
 	for fault, want := range map[string]bool{
-		"No valid host was found. There are not enough hosts available.":                         true,
-		"Exceeded maximum number of retries. Exceeded max scheduling attempts 3 for instance x.": true,
-		"Quota exceeded for cores: Requested 8, but already used 40 of 40 cores":                 false,
-		"Build of instance x aborted: Flavor's disk is too small for requested image.":           false,
+		"No valid host was found. There are not enough hosts available.":                                               true,
+		"Exceeded maximum number of retries. Exceeded max scheduling attempts 3 for instance x.":                       true,
+		"Project b8f6 is over a limit for [Resource class:VCPU is over limit of 2 due to current usage 2 and delta 1]": false,
+		"Quota exceeded for cores: Requested 8, but already used 40 of 40 cores":                                       false,
+		"Build of instance x aborted: Flavor's disk is too small for requested image.":                                 false,
 	} {
 		if got := noHost(fault); got != want {
 			t.Errorf("%s: %t, want %t", fault, got, want)

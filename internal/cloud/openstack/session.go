@@ -44,6 +44,7 @@ type session struct {
 
 	project string // its id
 	service string // Nova's id in the catalogue
+	region  string // the id of its region there
 	nova    int    // the microversion of Nova that is spoken, after "2."
 	newest  int    // the newest that Nova has
 }
@@ -161,9 +162,9 @@ func (d *Driver) locate(s *session, catalog *tokens.ServiceCatalog, id identity)
 		{&s.volume, "block-storage", e.Volume, "", d.cfg.BootFromVolume},
 		{&s.placement, "placement", e.Placement, "", false},
 	} {
-		url, service := inCatalog(catalog, w.kind, id.endpoint)
+		url, service, region := inCatalog(catalog, w.kind, id.endpoint)
 		if w.kind == "compute" {
-			s.service = service
+			s.service, s.region = service, region
 		}
 		url = cmp.Or(w.url, url)
 		if url == "" {
@@ -188,8 +189,8 @@ var aliases = map[string][]string{
 	"block-storage": {"volumev3", "block-store", "volume"},
 }
 
-// inCatalog gives a service's URL and id, "" if there is none.
-func inCatalog(catalog *tokens.ServiceCatalog, kind string, o gophercloud.EndpointOpts) (url, service string) {
+// inCatalog gives a service's URL, its id and its region's, "" if there is none.
+func inCatalog(catalog *tokens.ServiceCatalog, kind string, o gophercloud.EndpointOpts) (url, service, region string) {
 	for _, name := range append([]string{kind}, aliases[kind]...) {
 		for _, s := range catalog.Entries {
 			if s.Type != name {
@@ -199,11 +200,11 @@ func inCatalog(catalog *tokens.ServiceCatalog, kind string, o gophercloud.Endpoi
 				return e.Interface == string(o.Availability) && (o.Region == "" || o.Region == e.Region || o.Region == e.RegionID)
 			})
 			if i >= 0 {
-				return s.Endpoints[i].URL, s.ID
+				return s.Endpoints[i].URL, s.ID, s.Endpoints[i].RegionID
 			}
 		}
 	}
-	return "", ""
+	return "", "", ""
 }
 
 // versioned gives a service's URL that ends with its API's version.

@@ -257,7 +257,11 @@ func (s *standin) authenticate(w http.ResponseWriter, r *http.Request) {
 }
 
 func (s *standin) keystone(w http.ResponseWriter, r *http.Request, path string) {
-	var list []any
+	list := []any{}
+	if q := r.URL.Query(); q.Get("service_id") != "id-compute" || q.Get("region_id") != "RegionOne" { // others' are not ours
+		send(w, 200, object{path: list})
+		return
+	}
 	switch path {
 	case "registered_limits":
 		for name, n := range s.unified {

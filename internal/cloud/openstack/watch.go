@@ -253,7 +253,8 @@ func (d *Driver) poll() {
 		if d.watch.busy(d.cfg.Owner) {
 			next = began.Add(t.busy)
 		}
-		if least := time.Now().Add(t.busy / 2); next.Before(least) { // lists that take long
+		// Lists that take long are what the cloud is busy with: at most half of the time.
+		if least := time.Now().Add(max(t.busy/2, time.Since(began))); next.Before(least) {
 			next = least
 		}
 		d.dropDoubles()
