@@ -291,7 +291,6 @@ func (w *stackWorld) bareOne(name string) (time.Duration, error) {
 func (w *stackWorld) bursts(r *OpenStack) error {
 	d, n := &r.Detail, w.b.Size.StackBurst
 	d.Burst.N, d.Burst.Workers = n, stackWorkers
-	var ratios []float64
 	for i := range w.b.Size.StackBursts {
 		var ours, bare time.Duration
 		var failed int
@@ -316,9 +315,12 @@ func (w *stackWorld) bursts(r *OpenStack) error {
 		}
 		d.Burst.Ours, d.Burst.Bare = append(d.Burst.Ours, round(ours.Seconds(), 1)), append(d.Burst.Bare, round(bare.Seconds(), 1))
 		d.Burst.Failed += failed
-		ratios = append(ratios, ours.Seconds()/bare.Seconds())
 		d.AllCalls100 = perVM(calls, n)
 		w.b.say("   %d VMs: %.1f s, bare %.1f s", n, ours.Seconds(), bare.Seconds())
+	}
+	var ratios []float64 // of all pairs: --onto adds some to those that are there
+	for i, ours := range d.Burst.Ours {
+		ratios = append(ratios, ours/d.Burst.Bare[i])
 	}
 	r.Overhead100 = round(median(ratios), 3)
 	return nil
