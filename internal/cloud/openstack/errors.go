@@ -116,8 +116,14 @@ func overQuota(status int, text, sort string) bool {
 	if status != http.StatusForbidden && status != http.StatusConflict && status != http.StatusRequestEntityTooLarge {
 		return false
 	}
+	return usedUp(text) || strings.Contains(strings.ToLower(text), "maximum number of")
+}
+
+// usedUp reports whether a text says that a quota, or a limit of Keystone's, is used up.
+// Source: nova/exception.py (OverQuota), oslo_limit/exception.py (ProjectOverLimit).
+func usedUp(text string) bool {
 	text = strings.ToLower(text)
-	return strings.Contains(text, "quota") || strings.Contains(text, "maximum number of") || strings.Contains(text, "over limit for") || strings.Contains(text, "is over a limit for")
+	return strings.Contains(text, "quota") || strings.Contains(text, "over limit for") || strings.Contains(text, "over a limit for")
 }
 
 // unanswered says in words why there was no answer that could be read.
@@ -209,7 +215,7 @@ func failure(fault, format string, args ...any) error {
 // noHost reports whether a fault means that no host was found, and not that a quota
 // is used up, which is checked once more while a server is built.
 func noHost(fault string) bool {
-	return ofFault(fault) == gpuserver.KindCapacity && !strings.Contains(strings.ToLower(fault), "quota") && !strings.Contains(fault, "is over a limit for")
+	return ofFault(fault) == gpuserver.KindCapacity && !usedUp(fault)
 }
 
 // ofFault gives the kind of a server's fault: Nova tells what went wrong after it
@@ -227,7 +233,7 @@ func ofFault(text string) gpuserver.Kind {
 		return false
 	}
 	switch {
-	case has("no valid host", "exceeded maximum number of retries", "exhausted all hosts", "insufficient compute resources", "pci device request", "quota", "is over a limit for", "allocation candidates"):
+	case usedUp(text), has("no valid host", "exceeded maximum number of retries", "exhausted all hosts", "insufficient compute resources", "pci device request", "allocation candidates"):
 		return gpuserver.KindCapacity
 	case has("image is unacceptable", "unacceptable: ", "disk is too small", "image could not be found", "flavor's disk"):
 		return gpuserver.KindInvalid

@@ -427,3 +427,42 @@ func TestListsOfChangesAreShort(t *testing.T) {
 		}
 	})
 }
+
+// While something is built, a cloud whose lists take long is listed at most half of the
+// time: they are what it is busy with.
+func TestSlowLists(t *testing.T) {
+	virtual(t, func(t *testing.T, s *standin, cfg Config) {
+		d := open(t, cfg)
+		const slow = 3 * time.Second
+		var lists atomic.Int32
+		s.intercept(func(w http.ResponseWriter, r *http.Request, serve http.HandlerFunc) bool {
+			switch {
+			case is(r, "POST", "/compute/v2.1/servers"):
+				serve(w, r)
+				s.do(func() { s.machines[0].stuck = true })
+				return true
+			case is(r, "GET", "/compute/v2.1/servers/detail"):
+				lists.Add(1)
+				time.Sleep(slow)
+			}
+			return false
+		})
+		ctx, cancel := context.WithCancel(t.Context())
+		built := make(chan error, 1)
+		go func() {
+			_, err := d.Create(ctx, spec(cfg, "vm-1"))
+			built <- err
+		}()
+		time.Sleep(30 * time.Second) // it is being built by now
+		before := lists.Load()
+		const over = 2 * time.Minute
+		time.Sleep(over)
+		if n := lists.Load() - before; n < 10 || time.Duration(n)*slow > over/2 {
+			t.Errorf("%d lists of %s in %s, want half of the time, and no less than every 12 s", n, slow, over)
+		}
+		cancel()
+		if err := <-built; err == nil {
+			t.Error("it was built")
+		}
+	})
+}

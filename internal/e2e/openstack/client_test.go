@@ -148,6 +148,26 @@ func (c *client) call(method, service, path string, body, out any) {
 	}
 }
 
+// thing is what lists have of one.
+type thing struct{ ID, Name string }
+
+// list reads a list. It is also for after a test, whose context has ended.
+func (c *client) list(service, path, key string) (things []thing) {
+	c.t.Helper()
+	status, text, err := c.send(context.Background(), "GET", service, path, nil)
+	var got map[string]json.RawMessage
+	if err == nil {
+		err = json.Unmarshal([]byte(text), &got)
+	}
+	if err == nil {
+		err = json.Unmarshal(got[key], &things)
+	}
+	if err != nil || status != http.StatusOK {
+		c.t.Fatalf("GET %s: %d %s, %v", path, status, text, err)
+	}
+	return things
+}
+
 // server is what the tests look at of Nova's.
 type server struct {
 	ID, Name, Status string

@@ -4,9 +4,7 @@ package openstack
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
-	"net/http"
 	"os"
 	"path/filepath"
 	"strings"
@@ -119,7 +117,7 @@ func planAll(d *declaration) {
 	d.cloud(3, words("plan"), "+ project gpuserver", "+ user gpuserver", "+ role member", "~ compute quotas gpuserver", "~ network quotas gpuserver",
 		"~ instances: 10 → 1", "+ flavor g1.small", "pci_passthrough:alias: tesla-v100:1", "+ network guests", "+ subnet guests",
 		"! router guests\n    (there is no external network \"outer\"", "+ security group gpuserver", "+ key pair operator", "+ application credential gpuserver", "14 changes.")
-	if made := d.list("identity", "/projects?name=gpuserver", "projects"); len(made) > 0 {
+	if made := d.admin.list("identity", "/projects?name=gpuserver", "projects"); len(made) > 0 {
 		d.t.Errorf("the plan made a project: %v", made)
 	}
 }
@@ -189,11 +187,21 @@ func checkAndShow(d *declaration) {
 	d.cloud(0, words("show"), "nova-compute", "nova-scheduler", "/512000", "0 of 20 used", "No servers.")
 }
 
-// cardsInPlacement has Placement tell of Nova's cards, and not of others.
+// cardsInPlacement has Placement tell of Nova's cards, and of others once they are there.
 func cardsInPlacement(d *declaration) {
-	d.cloud(0, words("check"), "pass   cards in Placement CUSTOM_PCI_10DE_1DB4", " free")
-	d.configure(fmt.Sprintf(strings.Replace(declaredCloud, "10DE_1DB4", "10DE_1DB5", 1), declaredNames, cloudsFile, declaredSite) + declaredFlavors + declaredImages)
-	d.cloud(0, words("check"), "warn   cards in Placement CUSTOM_PCI_10DE_1DB5", "it does not tell")
+	d.cloud(0, words("check"), "pass   cards in Placement "+cardClass, " free")
+	const class = "CUSTOM_PCI_10DE_1DB5"
+	d.configure(fmt.Sprintf(strings.Replace(declaredCloud, cardClass, class, 1), declaredNames, cloudsFile, declaredSite) + declaredFlavors + declaredImages)
+	d.cloud(0, words("check"), "warn   cards in Placement "+class, "it does not tell")
+	var provider struct{ UUID string }
+	d.admin.call("POST", "placement", "/resource_providers", map[string]any{"name": "cards"}, &provider)
+	d.admin.call("PUT", "placement", "/resource_classes/"+class, nil, nil)
+	d.admin.call("PUT", "placement", "/resource_providers/"+provider.UUID+"/inventories", map[string]any{
+		"resource_provider_generation": 0, "inventories": map[string]any{class: map[string]int{"total": 3}},
+	}, nil)
+	d.cloud(0, words("check"), "pass   cards in Placement "+class, "3 free")
+	d.admin.call("DELETE", "placement", "/resource_providers/"+provider.UUID, nil, nil)
+	d.admin.call("DELETE", "placement", "/resource_classes/"+class, nil, nil)
 	d.declare(declaredSite)
 }
 
@@ -234,7 +242,7 @@ func memberPlans(d *declaration) {
 
 // serviceWorks has the service take a job with the credential that was made for it.
 func serviceWorks(d *declaration) {
-	project := d.list("identity", "/projects?name=gpuserver", "projects")[0].ID
+	project := d.admin.list("identity", "/projects?name=gpuserver", "projects")[0].ID
 	playGuests(d.t, d.admin, project)
 	d.serve()
 	d.succeeded(d.dispatch("cirun-plain", "true", 1))
@@ -248,30 +256,10 @@ func serviceWorks(d *declaration) {
 	d.cloud(0, words("plan"), "No changes.")
 }
 
-// thing is what lists have of one.
-type thing struct{ ID, Name string }
-
-// list reads a list. It is also for after a test, whose context has ended.
-func (d *declaration) list(service, path, key string) (things []thing) {
-	d.t.Helper()
-	status, text, err := d.admin.send(context.Background(), "GET", service, path, nil)
-	var got map[string]json.RawMessage
-	if err == nil {
-		err = json.Unmarshal([]byte(text), &got)
-	}
-	if err == nil {
-		err = json.Unmarshal(got[key], &things)
-	}
-	if err != nil || status != http.StatusOK {
-		d.t.Fatalf("GET %s: %d %s, %v", path, status, text, err)
-	}
-	return things
-}
-
 // flavors gives the ids of the flavors of a name.
 func (d *declaration) flavors(name string) (ids []string) {
 	d.t.Helper()
-	for _, f := range d.list("compute", "/flavors?is_public=None", "flavors") {
+	for _, f := range d.admin.list("compute", "/flavors?is_public=None", "flavors") {
 		if f.Name == name {
 			ids = append(ids, f.ID)
 		}
@@ -292,14 +280,14 @@ func (d *declaration) undeclare() {
 	}
 	all := func(service, path, key string) {
 		d.t.Helper()
-		for _, o := range d.list(service, path, key) {
+		for _, o := range d.admin.list(service, path, key) {
 			do("DELETE", service, strings.Split(path, "?")[0]+"/"+o.ID, nil)
 		}
 	}
-	for _, project := range d.list("identity", "/projects?name=gpuserver", "projects") {
+	for _, project := range d.admin.list("identity", "/projects?name=gpuserver", "projects") {
 		in := "?project_id=" + project.ID
-		for _, router := range d.list("network", "/v2.0/routers"+in, "routers") {
-			for _, port := range d.list("network", "/v2.0/ports?device_owner=network:router_interface&device_id="+router.ID, "ports") {
+		for _, router := range d.admin.list("network", "/v2.0/routers"+in, "routers") {
+			for _, port := range d.admin.list("network", "/v2.0/ports?device_owner=network:router_interface&device_id="+router.ID, "ports") {
 				do("PUT", "network", "/v2.0/routers/"+router.ID+"/remove_router_interface", map[string]any{"port_id": port.ID})
 			}
 		}
@@ -309,7 +297,7 @@ func (d *declaration) undeclare() {
 		do("DELETE", "identity", "/projects/"+project.ID, nil)
 	}
 	all("network", "/v2.0/networks?name=outer", "networks")
-	for _, user := range d.list("identity", "/users?name=gpuserver", "users") {
+	for _, user := range d.admin.list("identity", "/users?name=gpuserver", "users") {
 		do("DELETE", "compute", "/os-keypairs/operator?user_id="+user.ID, nil)
 		do("DELETE", "identity", "/users/"+user.ID, nil)
 	}

@@ -77,22 +77,31 @@ func drop(w http.ResponseWriter) {
 	}
 }
 
-// open gives our driver, with the proxy before all services.
-func (f *front) open(t *testing.T, owner string) *driver.Driver {
+// openDriver gives our driver for the member, with changes to its configuration.
+func openDriver(t *testing.T, owner string, change func(*driver.Config)) *driver.Driver {
 	t.Helper()
-	d, err := driver.Open(driver.Config{
+	cfg := driver.Config{
 		Name: "lab", Owner: owner, Credentials: driver.Credentials{CloudsFile: cloudsFile, Cloud: "member"},
-		Endpoints: driver.Endpoints{
-			Identity: f.url + "/identity", Compute: f.url + "/compute", Image: f.url + "/image", Network: f.url + "/network", Placement: f.url + "/placement",
-		},
 		Flavors: map[string]string{"small": "lab.nano"}, Images: map[string]string{"empty": "empty"}, Networks: []string{"lab"},
 		BuildTimeout: limit, DeleteTimeout: limit,
-	}, slog.New(slog.NewTextHandler(t.Output(), nil)))
+	}
+	change(&cfg)
+	d, err := driver.Open(cfg, slog.New(slog.NewTextHandler(t.Output(), nil)))
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = d.Close() })
 	return d
+}
+
+// open gives our driver, with the proxy before all services.
+func (f *front) open(t *testing.T, owner string) *driver.Driver {
+	t.Helper()
+	return openDriver(t, owner, func(c *driver.Config) {
+		c.Endpoints = driver.Endpoints{
+			Identity: f.url + "/identity", Compute: f.url + "/compute", Image: f.url + "/image", Network: f.url + "/network", Placement: f.url + "/placement",
+		}
+	})
 }
 
 func small(owner, name string) cloud.Spec {

@@ -5,7 +5,6 @@ package openstack
 import (
 	"context"
 	"fmt"
-	"log/slog"
 	"slices"
 	"strings"
 	"testing"
@@ -44,6 +43,22 @@ func (c *client) stands(card cardInPlacement) (reserved, used int) {
 	return inventory.Reserved, usages.Usages[cardClass]
 }
 
+// novaReports has Nova look at its host, and tell Placement what it sees.
+func novaReports(t *testing.T, member *client) {
+	t.Helper()
+	looked := func() string {
+		return inside(t, "sh", "-c", "grep -c 'Placement PCI resource view' /lab/log/nova-compute.log || true")
+	}
+	before := looked()
+	member.settled(member.create(newServer{Name: "another", Flavor: "lab.nano", Image: member.image("empty")})) // which has it look
+	eventually(t, "Nova has looked at its host", func() string {
+		if now := looked(); now == before {
+			return now
+		}
+		return ""
+	})
+}
+
 // TestFakeReserved holds a bad card back in the real Placement, to which the real Nova
 // reports its cards. Nova of this version tells of them and does not ask: that it gives
 // a reserved card to nobody needs 2023.1 and pci_in_placement, and is not tried here.
@@ -60,21 +75,14 @@ func TestFakeReserved(t *testing.T) {
 		t.Fatalf("Placement has the cards %q", names)
 	}
 
-	cfg := driver.Config{
-		Name: "lab", Owner: "gpuserver-reserve", Credentials: driver.Credentials{CloudsFile: cloudsFile, Cloud: "member"},
-		Placement: &driver.Credentials{CloudsFile: cloudsFile, Cloud: "admin"},
-		GPUs:      []driver.GPUs{{Model: "tesla-v100", Class: cardClass}}, // Placement alone tells how many there are
-		Flavors:   map[string]string{"small": "lab.nano", "gpu": "gpu_tiny"}, Images: map[string]string{"empty": "empty"}, Networks: []string{"lab"},
-		BuildTimeout: limit, DeleteTimeout: limit,
-	}
+	const owner = "gpuserver-reserve"
 	open := func() *driver.Driver {
 		t.Helper()
-		d, err := driver.Open(cfg, slog.New(slog.NewTextHandler(t.Output(), nil)))
-		if err != nil {
-			t.Fatal(err)
-		}
-		t.Cleanup(func() { _ = d.Close() })
-		return d
+		return openDriver(t, owner, func(c *driver.Config) {
+			c.Placement = &driver.Credentials{CloudsFile: cloudsFile, Cloud: "admin"}
+			c.GPUs = []driver.GPUs{{Model: "tesla-v100", Class: cardClass}} // Placement alone tells how many there are
+			c.Flavors["gpu"] = "gpu_tiny"
+		})
 	}
 	slots := func(d *driver.Driver, want int) {
 		t.Helper()
@@ -97,7 +105,7 @@ func TestFakeReserved(t *testing.T) {
 	}
 	d := open()
 	slots(d, 4)
-	spec := cloud.Spec{Name: "vm-1", Owner: cfg.Owner, Image: "empty", Flavor: gpuserver.Flavor{Name: "gpu", VCPUs: 4, MemoryMiB: 2048, DiskGiB: 20, GPUs: gpuserver.GPUs{Model: "tesla-v100", Count: 1}}}
+	spec := cloud.Spec{Name: "vm-1", Owner: owner, Image: "empty", Flavor: gpuserver.Flavor{Name: "gpu", VCPUs: 4, MemoryMiB: 2048, DiskGiB: 20, GPUs: gpuserver.GPUs{Model: "tesla-v100", Count: 1}}}
 	t.Cleanup(func() { // if the test broke off
 		if err := open().Delete(context.Background(), "vm-1"); err != nil {
 			t.Error(err)
@@ -143,20 +151,9 @@ func TestFakeReserved(t *testing.T) {
 	slots(d, 3)
 	d.Remember(held)
 	slots(d, 4)
-	// A report of Nova's after the server went leaves it as it is.
-	looked := func() string {
-		return inside(t, "sh", "-c", "grep -c 'Placement PCI resource view' /lab/log/nova-compute.log || true")
-	}
-	before := looked()
-	member.settled(member.create(newServer{Name: "another", Flavor: "lab.nano", Image: member.image("empty")})) // has it look
-	eventually(t, "Nova has looked at its host", func() string {
-		if now := looked(); now == before {
-			return now
-		}
-		return ""
-	})
+	novaReports(t, member)
 	if reserved, used := admin.stands(bad); reserved != 1 || used != 0 {
-		t.Errorf("after its server went: %d reserved, %d used, want 1 and 0", reserved, used)
+		t.Errorf("after its server went and Nova has reported: %d reserved, %d used, want 1 and 0", reserved, used)
 	}
 	if err := d.Release(t.Context(), held); err != nil {
 		t.Fatal(err)

@@ -4,9 +4,6 @@ package openstack
 
 import (
 	"context"
-	"encoding/json"
-	"fmt"
-	"log/slog"
 	"net/http"
 	"strings"
 	"testing"
@@ -47,37 +44,46 @@ func startUnified(t *testing.T, endpoint string) {
 	})
 }
 
-// registered are limits in Keystone that are deleted with the test.
-type registered struct {
-	admin   *client
-	service string
-	ids     map[string]string
+// temporary makes something by a POST to Keystone, which is deleted with the test; the
+// answer's only list has it.
+func (c *client) temporary(path, list string, thing map[string]any) {
+	c.t.Helper()
+	var made map[string][]struct{ ID string }
+	c.call("POST", "identity", path, map[string]any{list: []any{thing}}, &made)
+	c.deleteAfter(path + "/" + made[list][0].ID)
 }
 
-func (r *registered) set(limits map[string]int) {
-	r.admin.t.Helper()
-	for name, n := range limits {
-		if id, ok := r.ids[name]; ok {
-			r.admin.call("PATCH", "identity", "/v3/registered_limits/"+id, map[string]any{"registered_limit": map[string]any{"default_limit": n}}, nil)
-			continue
+// deleteAfter deletes something of Keystone's when the test has ended.
+func (c *client) deleteAfter(path string) {
+	c.t.Cleanup(func() { // the test's context has ended
+		if status, text, err := c.send(context.Background(), "DELETE", "identity", path, nil); err != nil || status != http.StatusNoContent {
+			c.t.Errorf("DELETE %s: %d %s, %v", path, status, text, err)
 		}
-		var made struct {
-			Limits []struct{ ID string } `json:"registered_limits"`
-		}
-		r.admin.call("POST", "identity", "/v3/registered_limits", map[string]any{"registered_limits": []any{map[string]any{
-			"service_id": r.service, "region_id": "RegionOne", "resource_name": name, "default_limit": n,
-		}}}, &made)
-		r.ids[name] = made.Limits[0].ID
-	}
+	})
 }
 
-func (r *registered) drop() {
-	for name, id := range r.ids {
-		if status, text, err := r.admin.send(context.Background(), "DELETE", "identity", "/v3/registered_limits/"+id, nil); err != nil || status != http.StatusNoContent {
-			r.admin.t.Errorf("deleting the limit %s: %d %s, %v", name, status, text, err)
-		}
+// only gives the id of what a list of one has.
+func (c *client) only(path, list string) string {
+	c.t.Helper()
+	all := c.list("identity", path, list)
+	if len(all) != 1 {
+		c.t.Fatalf("%s has %d, want 1", path, len(all))
 	}
+	return all[0].ID
 }
+
+// unified opens the driver on the second nova-api, and reads what there is room for.
+func unified(t *testing.T) (*driver.Driver, gpuserver.Host) {
+	t.Helper()
+	d := openDriver(t, unifiedOwner, func(c *driver.Config) { c.Endpoints.Compute = unifiedAt })
+	hosts, err := d.Capacity(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return d, hosts[0]
+}
+
+const unifiedOwner = "gpuserver-unified"
 
 // TestFakeUnifiedLimits has limits that are Keystone's: what they leave is what the
 // driver says is there, one that is not set counts as 0 as it does to Nova, and
@@ -86,106 +92,62 @@ func TestFakeUnifiedLimits(t *testing.T) {
 	need(t, fake)
 	admin, member := login(t, "admin"), login(t, "member")
 	member.quota(admin, unlimited)
-	admin.endpoints["identity"] = strings.TrimSuffix(admin.endpoints["identity"], "/v3")
-	find := func(path, list, field, value string) string {
-		t.Helper()
-		var raw map[string]json.RawMessage
-		admin.call("GET", "identity", path, nil, &raw)
-		var all []map[string]any
-		if err := json.Unmarshal(raw[list], &all); err != nil {
-			t.Fatal(err)
-		}
-		for _, e := range all {
-			if e[field] == value {
-				return e["id"].(string)
-			}
-		}
-		t.Fatalf("%s has none with %s %s", path, field, value)
-		return ""
-	}
-	service := find("/v3/services?type=compute", "services", "type", "compute")
-	endpoint := find("/v3/endpoints?service_id="+service, "endpoints", "interface", "public")
+	service := admin.only("/services?type=compute", "services")
 	// Nova reads limits and endpoints of all the system.
-	grant := "/v3/system/users/" + find("/v3/users?name=nova", "users", "name", "nova") + "/roles/" + find("/v3/roles?name=admin", "roles", "name", "admin")
+	grant := "/system/users/" + admin.only("/users?name=nova", "users") + "/roles/" + admin.only("/roles?name=admin", "roles")
 	admin.call("PUT", "identity", grant, nil, nil)
-	t.Cleanup(func() {
-		if _, _, err := admin.send(context.Background(), "DELETE", "identity", grant, nil); err != nil {
-			t.Error(err)
+	admin.deleteAfter(grant)
+	register := func(limits map[string]int) {
+		t.Helper()
+		for name, n := range limits {
+			admin.temporary("/registered_limits", "registered_limits", map[string]any{
+				"service_id": service, "region_id": "RegionOne", "resource_name": name, "default_limit": n,
+			})
 		}
-	})
-	limits := &registered{admin, service, map[string]string{}}
-	t.Cleanup(limits.drop)
-	limits.set(map[string]int{
+	}
+	register(map[string]int{
 		"servers": 3, "class:VCPU": 2, "class:MEMORY_MB": 4096,
 		"server_metadata_items": 128, "server_injected_files": 5, "server_injected_file_content_bytes": 10240, "server_injected_file_path_bytes": 255,
 		"server_key_pairs": 100, "server_groups": 10, "server_group_members": 10,
 	})
-	startUnified(t, endpoint)
+	startUnified(t, admin.only("/endpoints?interface=public&service_id="+service, "endpoints"))
 
-	const owner = "gpuserver-unified"
-	open := func() (*driver.Driver, gpuserver.Host) {
+	// create makes a VM, or is refused for want of room of a resource.
+	create := func(d *driver.Driver, name, lacks string) {
 		t.Helper()
-		d, err := driver.Open(driver.Config{
-			Name: "lab", Owner: owner, Credentials: driver.Credentials{CloudsFile: cloudsFile, Cloud: "member"},
-			Endpoints: driver.Endpoints{Compute: unifiedAt},
-			Flavors:   map[string]string{"small": "lab.nano"}, Images: map[string]string{"empty": "empty"}, Networks: []string{"lab"},
-			BuildTimeout: limit, DeleteTimeout: limit,
-		}, slog.New(slog.NewTextHandler(t.Output(), nil)))
-		if err != nil {
-			t.Fatal(err)
-		}
-		t.Cleanup(func() { _ = d.Close() })
-		hosts, err := d.Capacity(t.Context())
-		if err != nil {
-			t.Fatal(err)
-		}
-		t.Logf("capacity: %+v", hosts[0])
-		return d, hosts[0]
-	}
-	d, host := open()
-	if host.MaxVMs != 3 || host.VCPUs != 2 || host.MemoryMiB != 4096 || host.DiskGiB != 0 {
-		t.Errorf("capacity %+v, want 3 VMs, 2 vCPUs, 4096 MiB and, as no limit of disks is set, 0 GiB", host)
-	}
-	// Nova itself says so, too.
-	_, err := d.Create(t.Context(), small(owner, "unified-0"))
-	t.Logf("without a limit of disks: %v", err)
-	if gpuserver.KindOf(err) != gpuserver.KindCapacity || !strings.Contains(err.Error(), "DISK_GB") {
-		t.Errorf("a VM without a limit of disks: %v, want no room for DISK_GB", err)
-	}
-	_ = d.Close()
-
-	limits.set(map[string]int{"class:DISK_GB": 50})
-	d, host = open()
-	if host.DiskGiB != 50 {
-		t.Errorf("%d GiB of disk, want the limit's 50", host.DiskGiB)
-	}
-	for n := range 3 {
-		name := fmt.Sprintf("unified-%d", n+1)
-		_, err := d.Create(t.Context(), small(owner, name))
+		_, err := d.Create(t.Context(), small(unifiedOwner, name))
 		t.Cleanup(func() {
 			if err := d.Delete(context.Background(), name); err != nil {
 				t.Error(err)
 			}
 		})
-		if n < 2 && err != nil {
+		if lacks == "" && err != nil {
 			t.Fatal(err)
 		}
-		if n == 2 && (gpuserver.KindOf(err) != gpuserver.KindCapacity || !strings.Contains(err.Error(), "VCPU")) {
-			t.Errorf("a third VM of one vCPU: %v, want no room for VCPU", err)
+		if lacks != "" && (gpuserver.KindOf(err) != gpuserver.KindCapacity || !strings.Contains(err.Error(), lacks)) {
+			t.Errorf("%s: %v, want no room for %s", name, err, lacks)
 		}
 	}
+	d, host := unified(t)
+	if host.MaxVMs != 3 || host.VCPUs != 2 || host.MemoryMiB != 4096 || host.DiskGiB != 0 {
+		t.Errorf("capacity %+v, want 3 VMs, 2 vCPUs, 4096 MiB and, as no limit of disks is set, 0 GiB", host)
+	}
+	create(d, "unified-0", "class:DISK_GB") // Nova itself says so, too
+
+	register(map[string]int{"class:DISK_GB": 50})
+	d, host = unified(t)
+	if host.DiskGiB != 50 {
+		t.Errorf("%d GiB of disk, want the limit's 50", host.DiskGiB)
+	}
+	create(d, "unified-1", "")
+	create(d, "unified-2", "")
+	create(d, "unified-3", "class:VCPU")
 
 	// A limit of its own goes before the registered one.
-	var made struct{ Limits []struct{ ID string } }
-	admin.call("POST", "identity", "/v3/limits", map[string]any{"limits": []any{map[string]any{
+	admin.temporary("/limits", "limits", map[string]any{
 		"service_id": service, "region_id": "RegionOne", "project_id": member.project, "resource_name": "class:DISK_GB", "resource_limit": 70,
-	}}}, &made)
-	own := "/v3/limits/" + made.Limits[0].ID
-	_, host = open()
-	if status, text := admin.do("DELETE", "identity", own, nil); status != http.StatusNoContent {
-		t.Errorf("deleting the project's limit: %d %s", status, text)
-	}
-	if host.DiskGiB != 70 {
+	})
+	if _, host = unified(t); host.DiskGiB != 70 {
 		t.Errorf("%d GiB of disk, want the project's own 70", host.DiskGiB)
 	}
 }
